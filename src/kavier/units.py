@@ -1,0 +1,42 @@
+"""The only place that converts units. SI inside, pretty at the edges."""
+
+from __future__ import annotations
+
+S_PER_HOUR = 3600.0
+J_PER_KWH = 3.6e6
+G_PER_KG = 1e3
+MS_PER_S = 1e3
+US_PER_S = 1e6
+TOKENS_PER_MILLION = 1e6
+BYTES_PER_GB = 1e9
+BYTES_PER_GIB = 2**30
+
+
+def j_to_kwh(energy_j: float) -> float:
+    """Joules to kilowatt-hours: kWh = J / 3.6e6."""
+    return energy_j / J_PER_KWH
+
+
+def s_to_hours(duration_s: float) -> float:
+    """Seconds to hours."""
+    return duration_s / S_PER_HOUR
+
+
+def gb_to_bytes(size_gb: float) -> int:
+    """Decimal gigabytes (10^9, as bandwidth and datasheets use them) to bytes."""
+    return round(size_gb * BYTES_PER_GB)
+
+
+def gib_to_bytes(size_gib: float) -> int:
+    """Binary gibibytes (2^30, as GPU drivers report memory) to bytes."""
+    return round(size_gib * BYTES_PER_GIB)
+
+
+def bytes_to_gib(size_bytes: float) -> float:
+    """Bytes to gibibytes."""
+    return size_bytes / BYTES_PER_GIB
+
+
+def per_million(amount: float, tokens: float) -> float:
+    """An amount spread over `tokens`, per million tokens; 0 when there are none."""
+    return amount / tokens * TOKENS_PER_MILLION if tokens else 0.0
