@@ -31,7 +31,9 @@ class Arrivals(Section):
     """
 
     process: Literal["poisson", "gamma", "constant", "diurnal"] = "poisson"
-    request_rate: Annotated[float, Field(gt=0, description="mean requests per second; inf = all at once")] = 1.0
+    request_rate: Annotated[float, Field(gt=0, description="mean requests per second; inf = all at once")] = (
+        1.0
+    )
     burstiness: Positive = 1.0
     swing: Annotated[float, Field(ge=0, le=1)] = 0.5
     period_s: Positive = 86400.0
@@ -60,7 +62,12 @@ class Lengths(Section):
         missing = [name for name in needs[self.kind] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"lengths of kind {self.kind!r} need {' and '.join(missing)}")
-        if self.kind == "lognormal" and self.mean is not None and self.p50 is not None and self.mean < self.p50:
+        if (
+            self.kind == "lognormal"
+            and self.mean is not None
+            and self.p50 is not None
+            and self.mean < self.p50
+        ):
             raise ValueError("a lognormal's mean cannot be below its p50")
         return self
 
@@ -93,9 +100,9 @@ class WorkloadSection(Section):
     trace: Path | None = None
     format: str = "auto"
     synthetic: Synthetic | None = None
-    max_concurrency: Annotated[Count | None, Field(description="closed loop: at most this many requests in flight")] = (
-        None
-    )
+    max_concurrency: Annotated[
+        Count | None, Field(description="closed loop: at most this many requests in flight")
+    ] = None
 
     @model_validator(mode="after")
     def _one_source(self) -> WorkloadSection:
@@ -118,8 +125,12 @@ class Engine(Section):
     num_gpu_blocks_override: Annotated[int | None, Field(ge=2)] = None
     block_size: Count = 16
     enable_prefix_caching: bool = True
-    max_num_seqs: Annotated[Count | None, Field(description="None = vLLM's default for the GPU's memory")] = None
-    max_num_batched_tokens: Annotated[Count | None, Field(description="None = vLLM's default for the GPU")] = None
+    max_num_seqs: Annotated[Count | None, Field(description="None = vLLM's default for the GPU's memory")] = (
+        None
+    )
+    max_num_batched_tokens: Annotated[
+        Count | None, Field(description="None = vLLM's default for the GPU")
+    ] = None
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
@@ -142,8 +153,12 @@ class Site(Section):
     """Where the fleet stands: grid and facility."""
 
     region: str = "WORLD"
-    carbon_gco2_per_kwh: Annotated[NonNegative | None, Field(description="None = the region's average")] = None
-    carbon_series: Annotated[Path | None, Field(description="hourly intensities of the region, CSV or Parquet")] = None
+    carbon_gco2_per_kwh: Annotated[NonNegative | None, Field(description="None = the region's average")] = (
+        None
+    )
+    carbon_series: Annotated[
+        Path | None, Field(description="hourly intensities of the region, CSV or Parquet")
+    ] = None
     start: Annotated[str | None, Field(description="UTC time of arrival_s = 0, for carbon_series")] = None
     pue: Annotated[float, Field(ge=1, description="power usage effectiveness, facility / IT energy")] = 1.2
 
@@ -151,7 +166,9 @@ class Site(Section):
 class Prices(Section):
     """What is paid. GPU-hours are rented: electricity is inside their price and never added."""
 
-    usd_per_gpu_hour: Annotated[NonNegative | None, Field(description="None = the catalog's on-demand price")] = None
+    usd_per_gpu_hour: Annotated[
+        NonNegative | None, Field(description="None = the catalog's on-demand price")
+    ] = None
     usd_per_kwh: Annotated[NonNegative | None, Field(description="None = the region's")] = None
 
 
@@ -213,7 +230,9 @@ def read_scenario_tree(path: Path) -> dict[str, Any]:
             f"not valid YAML: {getattr(error, 'problem', None) or 'cannot parse'}", where=f"{path}{line}"
         ) from None
     if not isinstance(tree, dict):
-        raise InputError("the scenario is not a mapping", where=str(path), expected="keys such as model, workload, fleet")
+        raise InputError(
+            "the scenario is not a mapping", where=str(path), expected="keys such as model, workload, fleet"
+        )
     return _anchor_paths(tree, path.parent)
 
 
