@@ -1,0 +1,142 @@
+"""What the engines write down: one row a step, and every gap between tokens."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+
+from kavier.simulation.request import Request
+from kavier.simulation.scheduler import Step, StepScheduler
+from kavier.timing.step import StepCost
+
+STEP_SCHEMA: dict[str, pl.DataType] = {
+    "replica": pl.Int32(),
+    "start_s": pl.Float64(),
+    "duration_s": pl.Float64(),
+    "prefill_tokens": pl.Int64(),
+    "prefill_pairs": pl.Int64(),
+    "prefill_context_tokens": pl.Int64(),
+    "decodes": pl.Int64(),
+    "decode_context_tokens": pl.Int64(),
+    "sampled": pl.Int64(),
+    "running": pl.Int64(),
+    "waiting": pl.Int64(),
+    "used_blocks": pl.Int64(),
+    "evicted_blocks": pl.Int64(),
+    "preempted": pl.Int64(),
+    "queried_tokens": pl.Int64(),
+    "hit_tokens": pl.Int64(),
+    "flops": pl.Float64(),
+    "bytes": pl.Float64(),
+}
+"""Columns of the steps table. running, waiting, used_blocks: after scheduling. flops, bytes: per GPU."""
+
+
+class Recorder(Protocol):
+    """Is told of every step as it begins and ends."""
+
+    def begin(
+        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+    ) -> None:
+        """A step was scheduled and starts."""
+        ...
+
+    def tokens(self, step: Step, end_s: float) -> None:
+        """The step ends; its tokens are about to be appended."""
+        ...
+
+
+class TableRecorder:
+    """Keeps everything as flat arrays of doubles (integers up to 2^53 are exact in them)."""
+
+    def __init__(self) -> None:
+        self._steps = array("d")
+        self._gaps = array("d")
+        self._evictions: dict[int, int] = {}
+
+    def begin(  # noqa: D102 - Recorder says it
+        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+    ) -> None:
+        work, evictions = step.work, scheduler.num_evictions
+        self._steps.extend(
+            (
+                replica,
+                start_s,
+                cost.time_s,
+                work.prefill_tokens,
+                work.prefill_pairs,
+                work.prefill_context_tokens,
+                work.decodes,
+                work.decode_context_tokens,
+                work.sampled,
+                scheduler.num_running,
+                scheduler.num_waiting,
+                scheduler.num_used_blocks,
+                evictions - self._evictions.get(replica, 0),
+                len(step.preempted),
+                step.queried_tokens,
+                step.hit_tokens,
+                cost.flops,
+                cost.bytes,
+            )
+        )
+        self._evictions[replica] = evictions
+
+    def tokens(self, step: Step, end_s: float) -> None:
+        """Collect inter-token gaps; most of a batch shares one, so they are kept as (gap, count)."""
+        previous: dict[float, int] = {}
+        for request, _, _ in step.scheduled:
+            last_s = request.last_token_s
+            if last_s is not None and request.num_computed_tokens == request.num_tokens:
+                previous[last_s] = previous.get(last_s, 0) + 1
+        for last_s, count in previous.items():
+            self._gaps.extend((end_s - last_s, count))
+
+    def steps(self) -> pl.DataFrame:
+        """The steps table, in order of (start, replica)."""
+        rows = np.frombuffer(self._steps, dtype=np.float64).reshape(-1, len(STEP_SCHEMA))
+        columns = {name: rows[:, i] for i, name in enumerate(STEP_SCHEMA)}
+        return (
+            pl.DataFrame(columns).cast(pl.Schema(STEP_SCHEMA)).sort("start_s", "replica", maintain_order=True)
+        )
+
+    def token_gaps(self) -> pl.DataFrame:
+        """Distinct inter-token gaps: gap_s, count; ascending."""
+        gaps = np.frombuffer(self._gaps, dtype=np.float64).reshape(-1, 2)
+        frame = pl.DataFrame({"gap_s": gaps[:, 0], "count": gaps[:, 1]}).cast({"count": pl.Int64})
+        return frame.group_by("gap_s").agg(pl.col("count").sum()).sort("gap_s")
+
+
+def requests_table(requests: list[Request]) -> pl.DataFrame:
+    """One row a request, in the order of the workload; times are null for what never happened."""
+    return pl.DataFrame(
+        {
+            "request": [r.row for r in requests],
+            "arrival_s": [r.arrival_s for r in requests],
+            "replica": [r.replica for r in requests],
+            "first_scheduled_s": [r.first_scheduled_s for r in requests],
+            "first_token_s": [r.first_token_s for r in requests],
+            "finish_s": [r.last_token_s if r.status == "finished" else None for r in requests],
+            "prompt_tokens": [r.num_prompt_tokens for r in requests],
+            "output_tokens": [r.num_output_tokens for r in requests],
+            "cached_tokens": [r.num_cached_tokens for r in requests],
+            "preemptions": [r.num_preemptions for r in requests],
+            "status": [str(r.status) for r in requests],
+        },
+        schema={
+            "request": pl.Int64,
+            "arrival_s": pl.Float64,
+            "replica": pl.Int32,
+            "first_scheduled_s": pl.Float64,
+            "first_token_s": pl.Float64,
+            "finish_s": pl.Float64,
+            "prompt_tokens": pl.Int64,
+            "output_tokens": pl.Int64,
+            "cached_tokens": pl.Int64,
+            "preemptions": pl.Int64,
+            "status": pl.String,
+        },
+    )

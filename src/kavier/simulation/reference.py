@@ -1,0 +1,205 @@
+"""The reference engine: plain Python, written to be read, and the oracle of every faster one.
+
+The main loop is `Simulation.run`. At one instant things happen in this order: steps end, requests
+arrive (and are routed), idle replicas with work schedule their next step. So a router sees what has
+finished by then, and a step sees all requests that have arrived by its start, as vLLM's engine loop does.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import polars as pl
+
+from kavier.scenario import Engine
+from kavier.simulation.clients import Clients
+from kavier.simulation.kv_cache_manager import KVCacheManager
+from kavier.simulation.record import Recorder, TableRecorder, requests_table
+from kavier.simulation.recompute import RecomputeScheduler
+from kavier.simulation.replica import Replica
+from kavier.simulation.request import Request, Status
+from kavier.simulation.router import ROUTERS, Router
+from kavier.simulation.scheduler import Scheduler, SchedulerConfig, StepScheduler
+from kavier.timing.step import StepTimeModel
+from kavier.workload.blocks import BlockKeys
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """The tables that everything after is a function of.
+
+    Attributes:
+        requests: One row a request, see `record.requests_table`.
+        steps: One row a step, see `record.STEP_SCHEMA`.
+        token_gaps: Inter-token gaps and how often each occurred.
+        truncated: Requests whose answer was cut at max_model_len.
+        kv_blocks: Usable KV blocks a replica.
+    """
+
+    requests: pl.DataFrame
+    steps: pl.DataFrame
+    token_gaps: pl.DataFrame
+    truncated: int
+    kv_blocks: int
+
+
+def simulate_reference(
+    workload: pl.DataFrame,
+    engine: Engine,
+    timing: StepTimeModel,
+    *,
+    num_gpu_blocks: int,
+    replicas: int = 1,
+    router: str = "round-robin",
+    max_concurrency: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SimulationResult:
+    """Play a workload through `replicas` engines.
+
+    Args:
+        workload: Canonical request table, sorted by arrival.
+        engine: Settings with max_model_len, max_num_seqs and max_num_batched_tokens resolved to numbers.
+        timing: Prices each step.
+        num_gpu_blocks: KV blocks a replica, null block included.
+        replicas: Identical engines.
+        router: Name in `router.ROUTERS`.
+        max_concurrency: Closed loop: most requests in flight.
+        progress: Called with the number of ended requests, each time one ends.
+    """
+    recorder = TableRecorder()
+    requests, truncated = make_requests(workload, _resolved(engine.max_model_len))
+    fleet = [
+        Replica(index, make_scheduler(engine, num_gpu_blocks), timing, recorder) for index in range(replicas)
+    ]
+    keys = BlockKeys(workload, engine.block_size) if engine.enable_prefix_caching else None
+    clients = Clients(requests, workload, max_concurrency)
+    simulation = Simulation(
+        fleet, ROUTERS[router](), clients, keys, _resolved(engine.max_model_len), progress
+    )
+    simulation.run()
+    return SimulationResult(
+        requests=requests_table(requests),
+        steps=recorder.steps(),
+        token_gaps=recorder.token_gaps(),
+        truncated=truncated,
+        kv_blocks=num_gpu_blocks - 1 if engine.kv_cache else 0,
+    )
+
+
+def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
+    """A fresh scheduler with the engine's settings."""
+    config = SchedulerConfig(
+        max_num_batched_tokens=_resolved(engine.max_num_batched_tokens),
+        max_num_seqs=_resolved(engine.max_num_seqs),
+        max_model_len=_resolved(engine.max_model_len),
+        policy=engine.scheduling_policy,
+        enable_chunked_prefill=engine.enable_chunked_prefill,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+    )
+    if not engine.kv_cache:
+        return RecomputeScheduler(config)
+    kv = KVCacheManager(
+        num_gpu_blocks,
+        block_size=engine.block_size,
+        enable_caching=engine.enable_prefix_caching,
+        watermark=engine.watermark,
+        max_model_len=config.max_model_len,
+    )
+    return Scheduler(config, kv)
+
+
+def make_requests(workload: pl.DataFrame, max_model_len: int) -> tuple[list[Request], int]:
+    """Engine requests of a table; an answer that would pass max_model_len is cut there, and counted."""
+    columns = [workload[name].to_list() for name in ("arrival_s", "prompt_tokens", "output_tokens")]
+    priorities = workload["priority"].to_list() if "priority" in workload.columns else [0] * len(workload)
+    requests, truncated = [], 0
+    for row, (arrival_s, prompt, output, priority) in enumerate(zip(*columns, priorities, strict=True)):
+        room = max_model_len - prompt
+        truncated += 0 < room < output
+        requests.append(Request(row, arrival_s, prompt, min(output, max(room, 0)), priority or 0))
+    return requests, truncated
+
+
+class KeySource(Protocol):
+    """Tells which KV blocks hold the same tokens."""
+
+    def keys(self, row: int) -> list[int]:
+        """Keys of the leading full blocks of request `row`, as far as its tokens are known."""
+        ...
+
+
+class Simulation:
+    """The event loop: whatever happens next, across clients and replicas."""
+
+    def __init__(
+        self,
+        fleet: list[Replica],
+        router: Router,
+        clients: Clients,
+        keys: KeySource | None,
+        max_model_len: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._fleet = fleet
+        self._router = router
+        self._clients = clients
+        self._keys = keys
+        self._max_model_len = max_model_len
+        self._progress = progress
+        self._ended = 0
+        self._busy: list[tuple[float, int]] = []  # (end of step, replica)
+
+    def run(self) -> None:
+        """Play until nothing is left to happen."""
+        clients, busy = self._clients, self._busy
+        while busy or clients.next_s < float("inf"):
+            now_s = min(clients.next_s, busy[0][0] if busy else float("inf"))
+            touched = self._finish_steps(now_s)
+            while (request := clients.send(now_s)) is not None:
+                touched |= self._arrive(request, now_s)
+            for index in sorted(touched):
+                self._begin_step(self._fleet[index], now_s)
+
+    def _finish_steps(self, now_s: float) -> set[int]:
+        touched = set()
+        while self._busy and self._busy[0][0] == now_s:
+            _, index = heapq.heappop(self._busy)
+            touched.add(index)
+            for request in self._fleet[index].finish(now_s):
+                self._end(request, now_s)
+        return touched
+
+    def _arrive(self, request: Request, now_s: float) -> set[int]:
+        """Route a request; one whose prompt leaves no room for a token is refused by the API server."""
+        if request.num_prompt_tokens >= self._max_model_len:
+            request.status = Status.REJECTED_CONTEXT
+            self._end(request, now_s)
+            return set()
+        if self._keys is not None:
+            request.block_keys = self._keys.keys(request.row)
+        request.replica = self._router.route(request, self._fleet)
+        self._fleet[request.replica].scheduler.add(request)
+        return {request.replica}
+
+    def _begin_step(self, replica: Replica, now_s: float) -> None:
+        if replica.is_idle and replica.num_outstanding:
+            end_s, rejected = replica.begin(now_s)
+            heapq.heappush(self._busy, (end_s, replica.index))
+            for request in rejected:
+                self._end(request, now_s)
+
+    def _end(self, request: Request, now_s: float) -> None:
+        request.block_keys = []
+        self._clients.ended(request, now_s)
+        self._ended += 1
+        if self._progress is not None:
+            self._progress(self._ended)
+
+
+def _resolved(value: int | str | None) -> int:
+    assert isinstance(value, int), "engine settings must be resolved before simulating"
+    return value

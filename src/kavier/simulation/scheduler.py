@@ -1,0 +1,269 @@
+"""One engine step: who computes how many tokens. Mirrors vllm/v1/core/sched/scheduler.py (0.33, synchronous).
+
+Read `Scheduler.schedule` first. Scope: text, one full-attention KV group; no LoRA, speculative decoding,
+KV connector or pipeline parallelism.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from kavier.simulation.kv_cache_manager import KVCacheManager
+from kavier.simulation.request import Request, Status
+from kavier.simulation.waiting_queue import WAITING_QUEUES
+from kavier.timing.step import StepWork
+
+
+class Scheduled(NamedTuple):
+    """A request's part in a step: `num_tokens` behind the `num_computed` it has already."""
+
+    request: Request
+    num_tokens: int
+    num_computed: int
+
+
+@dataclass(slots=True)
+class Step:
+    """One step's decisions.
+
+    Attributes:
+        scheduled: The batch, in order.
+        work: Its sums, for the step-time model.
+        preempted: Victims, in the order they were preempted.
+        rejected: Waiting requests that no KV memory could ever hold.
+        queried_tokens: Prompt tokens looked up in the prefix cache by requests admitted for the first time.
+        hit_tokens: Those found.
+    """
+
+    scheduled: list[Scheduled] = field(default_factory=list)
+    work: StepWork = field(default_factory=StepWork)
+    preempted: list[Request] = field(default_factory=list)
+    rejected: list[Request] = field(default_factory=list)
+    queried_tokens: int = 0
+    hit_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Engine settings the scheduler reads, under vLLM's names."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int = 2**31
+    policy: str = "fcfs"
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduler_reserve_full_isl: bool = True
+
+
+class StepScheduler(Protocol):
+    """What a replica needs of a scheduler."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests admitted and not finished."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests not admitted, or preempted."""
+        ...
+
+    @property
+    def num_used_blocks(self) -> int:
+        """KV blocks some request refers to."""
+        ...
+
+    @property
+    def num_evictions(self) -> int:
+        """Cached blocks overwritten so far."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """A request arrived."""
+        ...
+
+    def schedule(self) -> Step:
+        """Decide the next step. May read anything but `Request.output_length`."""
+        ...
+
+    def complete(self, step: Step, now_s: float) -> list[Request]:
+        """The step has run: append its tokens; returns the requests that finished, in batch order."""
+        ...
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill, preemption by recompute, and prefix caching."""
+
+    def __init__(self, config: SchedulerConfig, kv: KVCacheManager) -> None:
+        self.config = config
+        self.kv = kv
+        self.running: list[Request] = []
+        self.waiting = WAITING_QUEUES[config.policy]()
+
+    @property
+    def num_running(self) -> int:  # noqa: D102 - StepScheduler says it
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:  # noqa: D102
+        return len(self.waiting)
+
+    @property
+    def num_used_blocks(self) -> int:  # noqa: D102
+        return self.kv.pool.num_usable - self.kv.pool.num_free
+
+    @property
+    def num_evictions(self) -> int:  # noqa: D102
+        return self.kv.pool.num_evictions
+
+    def add(self, request: Request) -> None:  # noqa: D102
+        self.waiting.add(request)
+
+    def schedule(self) -> Step:
+        """Running requests first, decodes and prefills alike; then admissions, unless one was preempted."""
+        step = Step()
+        chunk_limit = self._chunk_limit()
+        batch, budget = self._schedule_running(step, chunk_limit)
+        if not step.preempted:
+            self._admit_waiting(step, batch, budget, chunk_limit)
+        _advance(step, batch)
+        return step
+
+    def complete(self, step: Step, now_s: float) -> list[Request]:  # noqa: D102
+        finished = []
+        for request, _, _ in step.scheduled:
+            if request.num_computed_tokens < request.num_tokens:
+                continue  # a prefill chunk that samples nothing
+            request.append_token(now_s)
+            if request.num_output_tokens >= request.output_length:
+                request.status = Status.FINISHED
+                self.kv.free(request)
+                finished.append(request)
+        if finished:
+            self.running = [r for r in self.running if r.status is Status.UNFINISHED]
+        return finished
+
+    def _chunk_limit(self) -> int:
+        """Most tokens of one prefill in a step; a lone request is not limited (0 = no limit)."""
+        alone = len(self.running) + len(self.waiting) <= 1
+        return 0 if alone else self.config.long_prefill_token_threshold
+
+    def _schedule_running(self, step: Step, chunk_limit: int) -> tuple[dict[Request, int], int]:
+        """Give running requests their tokens in list order, preempting while blocks are short.
+
+        Returns the batch (request -> tokens, in batch order) and the token budget that is left.
+        """
+        batch: dict[Request, int] = {}
+        budget = self.config.max_num_batched_tokens
+        longest = self.config.max_model_len - 1
+        running, extend = self.running, self.kv.extend
+        index = 0
+        while index < len(running) and budget > 0:
+            request = running[index]
+            num_new = request.num_tokens - request.num_computed_tokens
+            if 0 < chunk_limit < num_new:
+                num_new = chunk_limit
+            num_new = min(num_new, budget, longest - request.num_computed_tokens)
+            if num_new <= 0:
+                index += 1
+                continue
+            fits = extend(request, num_new)
+            while not fits:
+                victim_index = self._victim()
+                victim = running.pop(victim_index)
+                budget += batch.pop(victim, 0)
+                index -= victim_index < index
+                self._preempt(victim, step)
+                if victim is request:
+                    break
+                fits = extend(request, num_new)
+            if fits:
+                batch[request] = num_new
+                budget -= num_new
+                index += 1
+            elif self.config.policy == "fcfs":
+                break  # the tail of `running` preempted itself; nobody is behind it
+        return batch, budget
+
+    def _victim(self) -> int:
+        """Index in `running` of the request to preempt: the last; by priority, the least urgent and latest."""
+        if self.config.policy == "fcfs":
+            return len(self.running) - 1
+        running = self.running  # max() takes the first of equals, as vLLM does
+        return max(range(len(running)), key=lambda i: (running[i].priority, running[i].arrival_s))
+
+    def _preempt(self, victim: Request, step: Step) -> None:
+        """Take all its blocks; when it is admitted again it recomputes prompt and outputs in one prefill."""
+        self.kv.free(victim)
+        victim.num_computed_tokens = 0
+        victim.num_preemptions += 1
+        self.waiting.put_back(victim)
+        step.preempted.append(victim)
+
+    def _admit_waiting(self, step: Step, batch: dict[Request, int], budget: int, chunk_limit: int) -> None:
+        """Admit from the head of the queue while seats, budget and blocks last.
+
+        Nobody passes a head that does not fit.
+        """
+        while budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
+            request = self.waiting.head()
+            if not self.kv.can_ever_hold(request):
+                self._reject(step)
+                continue
+            hits = self.kv.find_cached(request)
+            cached = len(hits) * self.kv.block_size
+            num_new = request.num_tokens - cached
+            if 0 < chunk_limit < num_new:
+                num_new = chunk_limit
+            if not self.config.enable_chunked_prefill and num_new > budget:
+                break
+            num_new = min(num_new, budget)
+            if not self.kv.admit(
+                request,
+                num_new,
+                hits,
+                whole_must_fit=self.config.scheduler_reserve_full_isl,
+                others_run=bool(self.running),
+            ):
+                break
+            self.running.append(self.waiting.pop())
+            request.num_computed_tokens = cached
+            self._count_lookup(step, request, cached)
+            batch[request] = num_new
+            budget -= num_new
+
+    def _count_lookup(self, step: Step, request: Request, cached: int) -> None:
+        """As vLLM's prefix-cache statistics: on first admission; a resumed request is not counted again."""
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = cached
+            if self.kv.enable_caching:
+                step.queried_tokens += request.num_tokens
+                step.hit_tokens += cached
+
+    def _reject(self, step: Step) -> None:
+        request = self.waiting.pop()
+        request.status = Status.REJECTED_KV
+        step.rejected.append(request)
+
+
+def _advance(step: Step, batch: dict[Request, int]) -> None:
+    """Count the tokens as computed, before the model runs, and sum up the step's work.
+
+    The order of the sums is that of the batch, so that every engine adds the same floats.
+    """
+    work, scheduled = step.work, step.scheduled
+    for request, num_new in batch.items():
+        computed = request.num_computed_tokens
+        scheduled.append(Scheduled(request, num_new, computed))
+        after = request.num_computed_tokens = computed + num_new
+        if num_new == 1 and computed >= request.num_prompt_tokens:
+            work.decodes += 1
+            work.decode_context_tokens += after
+            work.sampled += 1
+            continue
+        work.prefill_tokens += num_new
+        work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
+        work.prefill_context_tokens += after
+        work.sampled += after == request.num_tokens
