@@ -1,3 +1,36 @@
-"""Kavier: simulate LLM serving — latency, throughput, cache, energy, carbon, cost."""
+"""Kavier: simulate LLM serving — latency, throughput, cache, energy, carbon, cost.
+
+    import kavier
+    result = kavier.simulate("scenario.yaml")
+    result.summary["ttft_s"]["p99"]
+
+`Scenario`, `Result`, `simulate` and `InputError` are the whole of the interface. They are imported when first
+used, so that `import kavier` and `kavier --help` are quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["InputError", "Result", "Scenario", "__version__", "simulate"]
+
+if TYPE_CHECKING:
+    from kavier.errors import InputError
+    from kavier.runner import Result, simulate
+    from kavier.scenario import Scenario
+
+_HOME = {
+    "InputError": "kavier.errors",
+    "Result": "kavier.runner",
+    "Scenario": "kavier.scenario",
+    "simulate": "kavier.runner",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOME:
+        raise AttributeError(f"module 'kavier' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,1 +1,1 @@
-
+"""What it means: pure functions from the engines' tables to latency, energy, carbon and cost."""

@@ -12,22 +12,25 @@ from collections.abc import Iterable, Sequence
 class BlockPool:
     """`num_blocks` blocks, of which block 0 is vLLM's null block and never handed out.
 
-    A block is free when nobody refers to it. Free blocks keep their content (and hash) until they are
-    handed out again, so the free queue, popped at the front, is the prefix cache's LRU order.
+    A block is free when nobody refers to it. vLLM keeps free blocks in one queue and hands them out from
+    its front. That queue always consists of three parts, kept apart here: blocks without a hash (put at the
+    front when freed), blocks never used so far, and cached blocks, least recently freed first.
     """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_usable = num_blocks - 1
         self.num_evictions = 0
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
-        self._ref_count = [0] * num_blocks
-        self._key: list[int | None] = [None] * num_blocks
+        self._unhashed: list[int] = []  # the last is handed out first
+        self._num_used_ever = 0
+        self._lru: OrderedDict[int, None] = OrderedDict()
+        self._ref_count = [0]
+        self._key: list[int | None] = [None]
         self._cached = _CachedBlocks()
 
     @property
     def num_free(self) -> int:
         """Blocks nobody refers to, cached ones included."""
-        return len(self._free)
+        return len(self._unhashed) + self.num_usable - self._num_used_ever + len(self._lru)
 
     def find(self, key: int) -> int | None:
         """A block that holds `key`, the one cached first, or None. Moves nothing in the LRU order."""
@@ -42,12 +45,12 @@ class BlockPool:
         """Take a reference on cached blocks; idle ones leave the free queue."""
         for block in blocks:
             if self._ref_count[block] == 0:
-                del self._free[block]
+                del self._lru[block]
             self._ref_count[block] += 1
 
     def allocate(self, count: int) -> list[int]:
         """Hand out `count` blocks from the front of the free queue; cached ones are evicted."""
-        assert count <= len(self._free), "allocating more blocks than are free"
+        assert count <= self.num_free, "allocating more blocks than are free"
         return [self._pop_front() for _ in range(count)]
 
     def cache(self, block: int, key: int) -> None:
@@ -64,31 +67,43 @@ class BlockPool:
         unhashed = []
         for block in reversed(blocks):
             self._ref_count[block] -= 1
-            if self._ref_count[block]:
-                continue
-            self._free[block] = None
-            if self._key[block] is None:
-                unhashed.append(block)
-        for block in reversed(unhashed):
-            self._free.move_to_end(block, last=False)
+            if self._ref_count[block] == 0:
+                if self._key[block] is None:
+                    unhashed.append(block)
+                else:
+                    self._lru[block] = None
+        self._unhashed.extend(reversed(unhashed))
 
     def check_integrity(self) -> None:
         """Assert conservation: free and referenced blocks partition the pool, and the map is exact."""
         counts = self._ref_count
         assert all(count >= 0 for count in counts), "negative reference count"
-        idle = {block for block in range(1, len(counts)) if counts[block] == 0}
-        assert idle == set(self._free), "free queue and reference counts disagree"
+        idle = [block for block in range(1, len(counts)) if counts[block] == 0]
+        assert idle == sorted([*self._unhashed, *self._lru]), "free queue and reference counts disagree"
+        assert all(self._key[block] is None for block in self._unhashed), "a hashed block among the unhashed"
         hashed = {(key, block) for block, key in enumerate(self._key) if key is not None}
         assert hashed == set(self._cached.items()), "hash map and block keys disagree"
 
     def _pop_front(self) -> int:
-        block, _ = self._free.popitem(last=False)
-        key = self._key[block]
-        if key is not None:
-            self._cached.remove(key, block)
-            self._key[block] = None
-            self.num_evictions += 1
+        if self._unhashed:
+            block = self._unhashed.pop()
+        elif self._num_used_ever < self.num_usable:
+            self._num_used_ever = block = self._num_used_ever + 1
+            self._ref_count.append(0)
+            self._key.append(None)
+        else:
+            block = self._evict()
         self._ref_count[block] = 1
+        return block
+
+    def _evict(self) -> int:
+        """The least recently freed cached block, its content forgotten."""
+        block, _ = self._lru.popitem(last=False)
+        key = self._key[block]
+        assert key is not None, "an unhashed block in the LRU list"
+        self._cached.remove(key, block)
+        self._key[block] = None
+        self.num_evictions += 1
         return block
 
 

@@ -1,0 +1,5 @@
+"""`python -m kavier`."""
+
+from kavier.cli.main import main
+
+main()

@@ -1,0 +1,238 @@
+"""`kavier run`: flags onto the scenario tree, simulate, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kavier.errors import InputError
+
+WORKLOAD, FLEET, ENGINE, LOAD, OUT = (
+    "Workload",
+    "Fleet",
+    "Engine (vLLM's flags)",
+    "Synthetic load (vllm bench serve's flags)",
+    "Output",
+)
+_OnOff = bool | None
+
+
+def run(
+    scenario: Annotated[Path | None, typer.Argument(help="Scenario file (YAML); flags override it.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace to replay, in any known format.")] = None,
+    format: Annotated[str | None, typer.Option(help="Trace format; default: found by its header.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face name, or path of a config.json.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="GPU, see `kavier catalog gpus`.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Engine replicas.  [1]")] = None,
+    router: Annotated[str | None, typer.Option(help="round-robin or least-outstanding.  [round-robin]")] = None,
+    region: Annotated[str | None, typer.Option(help="Grid region, see `kavier catalog regions`.  [WORLD]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to keep the run in; default: nothing is kept.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.  [0]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json alone.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set any key of the scenario.")
+    ] = None,
+    # vLLM's engine flags
+    max_model_len: Annotated[str | None, typer.Option(help="Tokens, or auto.  [the model's]")] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option("--tensor-parallel-size", "-tp", help="GPUs a replica.  [1]")
+    ] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of GPU memory for vLLM.")] = None,
+    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="KV blocks instead of what fits.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens a KV block.  [16]")] = None,
+    kv_cache_dtype: Annotated[str | None, typer.Option(help="auto or fp8.  [auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16 or float16.  [auto]")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Most running requests.  [by GPU, as vLLM]")] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(help="Token budget of a step.  [by GPU, as vLLM]")
+    ] = None,
+    long_prefill_token_threshold: Annotated[int | None, typer.Option(help="Largest prefill chunk.  [0 = off]")] = None,
+    scheduling_policy: Annotated[str | None, typer.Option(help="fcfs or priority.  [fcfs]")] = None,
+    enable_prefix_caching: Annotated[
+        _OnOff, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="[on]")
+    ] = None,
+    enable_chunked_prefill: Annotated[
+        _OnOff, typer.Option("--enable-chunked-prefill/--no-enable-chunked-prefill", help="[on]")
+    ] = None,
+    async_scheduling: Annotated[
+        _OnOff, typer.Option("--async-scheduling/--no-async-scheduling", help="[off: not modelled yet]")
+    ] = None,
+    kv_cache: Annotated[
+        _OnOff, typer.Option("--kv-cache/--no-kv-cache", help="Off: every step recomputes the context.  [on]")
+    ] = None,
+    # vllm bench serve's flags
+    preset: Annotated[str | None, typer.Option(help="Published workload, see `kavier workload synth --help`.")] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="Requests to send.  [1000]")] = None,
+    request_rate: Annotated[float | None, typer.Option(help="Requests per second.  [inf]")] = None,
+    burstiness: Annotated[float | None, typer.Option(help="Gamma shape of the gaps; 1 = Poisson.  [1]")] = None,
+    random_input_len: Annotated[int | None, typer.Option(help="Prompt tokens.  [1024]")] = None,
+    random_output_len: Annotated[int | None, typer.Option(help="Output tokens.  [128]")] = None,
+    random_range_ratio: Annotated[float | None, typer.Option(help="Lengths vary by +- this share.  [0]")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Closed loop: most requests in flight.")] = None,
+    goodput: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:MS", help="SLO in ms: ttft:200, tpot:50 or e2el:5000.")
+    ] = None,
+) -> None:
+    """Simulate a workload on a fleet and print what would happen.
+
+    Example: kavier run --trace azure.csv --model meta-llama/Llama-3.1-8B --gpu H100 --replicas 2
+    """
+    flags = {name: value for name, value in locals().items() if value is not None}
+    from kavier.cli.progress import progress_bar
+    from kavier.report.console import print_page
+    from kavier.report.files import check_folder, summary_json, write_run
+    from kavier.runner import simulate
+    from kavier.scenario import parse_scenario
+
+    tree = _tree(scenario, flags)
+    parsed = parse_scenario(tree, where=str(scenario) if scenario else "command line")
+    if out is not None:
+        check_folder(out)
+    with progress_bar("simulating") as progress:
+        result = simulate(parsed, progress)
+    if out is not None:
+        write_run(result, out)
+    if json:
+        typer.echo(summary_json(result), nl=False)
+    else:
+        print_page(result, out)
+
+
+_PATHS = {
+    "trace": "workload.trace",
+    "format": "workload.format",
+    "max_concurrency": "workload.max_concurrency",
+    "model": "model",
+    "gpu": "fleet.gpu",
+    "replicas": "fleet.replicas",
+    "router": "fleet.router",
+    "region": "site.region",
+    "seed": "seed",
+} | {
+    name: f"engine.{name}"
+    for name in (
+        "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "num_gpu_blocks_override",
+        "block_size", "kv_cache_dtype", "dtype", "max_num_seqs", "max_num_batched_tokens",
+        "long_prefill_token_threshold", "scheduling_policy", "enable_prefix_caching",
+        "enable_chunked_prefill", "kv_cache",
+    )
+}  # fmt: skip
+"""Flag -> key of the scenario."""
+
+_LOAD_FLAGS = (
+    "preset", "num_prompts", "request_rate", "burstiness", "random_input_len", "random_output_len",
+    "random_range_ratio",
+)  # fmt: skip
+
+
+def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """The scenario's plain data: the file, then the flags, then --set."""
+    from kavier.scenario import read_scenario_tree, set_path
+
+    tree = read_scenario_tree(scenario) if scenario else {}
+    _refuse_contradictions(flags)
+    if "trace" in flags and isinstance(tree.get("workload"), dict):
+        tree["workload"].pop("synthetic", None)  # --trace replaces the file's generator
+    _set_load(tree, {name: flags[name] for name in _LOAD_FLAGS if name in flags})
+    for name, path in _PATHS.items():
+        if name in flags:
+            value = flags[name]
+            set_path(tree, path, str(value) if isinstance(value, Path) else value)
+    _set_goodput(tree, flags.get("goodput", []))
+    for assignment in flags.get("set_", []):
+        set_path(tree, *_parse_assignment(assignment))
+    _require(tree)
+    return tree
+
+
+def _refuse_contradictions(flags: dict[str, Any]) -> None:
+    load = [name for name in _LOAD_FLAGS if name in flags]
+    if "trace" in flags and load:
+        raise InputError(f"contradictory flags: --trace replays a trace, {_flag(load[0])} generates load")
+    if flags.get("async_scheduling"):
+        raise InputError("--async-scheduling is not modelled yet", expected="--no-async-scheduling (synchronous)")
+    if "format" in flags and "trace" not in flags and "scenario" not in flags:
+        raise InputError("--format without --trace")
+
+
+def _require(tree: dict[str, Any]) -> None:
+    """Name the flag, not only the key, of what is missing."""
+    workload = tree.get("workload") or {}
+    if not (workload.get("trace") or workload.get("synthetic")):
+        raise InputError(
+            "nothing to serve", expected="a scenario, --trace FILE, --preset NAME, or --num-prompts/--request-rate"
+        )
+    if not tree.get("model"):
+        raise InputError("no model", expected="--model NAME, see `kavier catalog models`")
+    if not (tree.get("fleet") or {}).get("gpu"):
+        raise InputError("no GPU", expected="--gpu NAME, see `kavier catalog gpus`")
+
+
+def _set_load(tree: dict[str, Any], load: dict[str, Any]) -> None:
+    """Synthetic load from vllm bench serve's flags, with its defaults where no preset or file gives any."""
+    from kavier.scenario import set_path
+
+    if not load:
+        return
+    workload = tree.setdefault("workload", {})
+    if "synthetic" not in workload:
+        workload["synthetic"] = {} if "preset" in load else _bench_defaults()
+    prefix = "workload.synthetic."
+    if "preset" in load:
+        set_path(tree, prefix + "preset", load["preset"])
+    if "num_prompts" in load:
+        set_path(tree, prefix + "num_prompts", load["num_prompts"])
+    if "request_rate" in load:
+        set_path(tree, prefix + "arrivals.request_rate", load["request_rate"])
+    if "burstiness" in load:
+        set_path(tree, prefix + "arrivals.process", "gamma")
+        set_path(tree, prefix + "arrivals.burstiness", load["burstiness"])
+    for flag, column in (("random_input_len", "prompt_tokens"), ("random_output_len", "output_tokens")):
+        if flag in load:
+            set_path(tree, prefix + column, {"kind": "fixed", "mean": load[flag]})
+        if "random_range_ratio" in load:
+            lengths = workload["synthetic"].setdefault(column, {})
+            lengths |= {"kind": "uniform", "range_ratio": load["random_range_ratio"]}
+
+
+def _bench_defaults() -> dict[str, Any]:
+    """`vllm bench serve --dataset-name random` without flags."""
+    return {
+        "num_prompts": 1000,
+        "arrivals": {"process": "poisson", "request_rate": float("inf")},
+        "prompt_tokens": {"kind": "fixed", "mean": 1024},
+        "output_tokens": {"kind": "fixed", "mean": 128},
+    }
+
+
+def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
+    from kavier.scenario import set_path
+    from kavier.units import MS_PER_S
+
+    keys = {"ttft": "slo.ttft_s", "tpot": "slo.tpot_s", "e2el": "slo.e2e_s"}
+    for objective in objectives:
+        name, _, limit_ms = objective.partition(":")
+        if name not in keys:
+            raise InputError(f"--goodput: unknown objective {name!r}", expected="ttft, tpot or e2el", near=(name, keys))
+        try:
+            set_path(tree, keys[name], float(limit_ms) / MS_PER_S)
+        except ValueError:
+            raise InputError(f"--goodput {objective}: not a number of ms", value=limit_ms) from None
+
+
+def _parse_assignment(assignment: str) -> tuple[str, Any]:
+    import yaml
+
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {assignment}", expected="PATH=VALUE, such as fleet.replicas=4")
+    try:
+        return path, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {path}: cannot parse the value", value=text) from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

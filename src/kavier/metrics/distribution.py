@@ -1,0 +1,39 @@
+"""Mean and percentiles, over plain and over weighted values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PERCENTILES = (50, 90, 99)
+
+Summary = dict[str, float | None]
+
+
+def summarise(values: ArrayLike, counts: ArrayLike | None = None) -> Summary:
+    """{mean, p50, p90, p99} of values, each taken `counts` times; all None when there are none.
+
+    Percentiles interpolate linearly between order statistics, as numpy.percentile (and vLLM's benchmark).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    weights = np.ones(len(array), dtype=np.int64) if counts is None else np.asarray(counts, dtype=np.int64)
+    if weights.sum() == 0:
+        return {"mean": None, **{f"p{q}": None for q in PERCENTILES}}
+    order = np.argsort(array, kind="stable")
+    ranked, cumulative = array[order], np.cumsum(weights[order])
+    mean = float((ranked * weights[order]).sum() / cumulative[-1])
+    points = _percentiles(ranked, cumulative, PERCENTILES)
+    return {"mean": mean, **{f"p{q}": point for q, point in zip(PERCENTILES, points, strict=True)}}
+
+
+def _percentiles(
+    ranked: NDArray[np.float64], cumulative: NDArray[np.int64], percentiles: Sequence[float]
+) -> list[float]:
+    """Linear interpolation at rank q/100*(n-1) of the multiset in which ranked[i] ends at cumulative[i]."""
+    rank = np.asarray(percentiles) / 100 * (cumulative[-1] - 1)
+    below = np.floor(rank).astype(np.int64)
+    low = ranked[np.searchsorted(cumulative, below, side="right")]
+    high = ranked[np.searchsorted(cumulative, np.minimum(below + 1, cumulative[-1] - 1), side="right")]
+    return [float(x) for x in low + (high - low) * (rank - below)]

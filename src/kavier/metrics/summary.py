@@ -1,0 +1,136 @@
+"""The one page of numbers: summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from numpy.typing import ArrayLike
+
+from kavier.metrics.carbon import carbon
+from kavier.metrics.cost import cost
+from kavier.metrics.energy import energy
+from kavier.metrics.latency import goodput, latency, throughput, window
+from kavier.scenario import Slo
+
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the summary needs to know besides the tables.
+
+    Attributes:
+        replicas: Engines.
+        gpus_per_replica: GPUs of each.
+        peak_flops_per_s: Dense peak of one GPU for the model's matrix products.
+        peak_bytes_per_s: Memory bandwidth of one GPU.
+        kv_blocks: Usable KV blocks a replica.
+        block_tokens: Tokens a block.
+        pue: Facility / IT energy.
+        gco2_per_kwh: One intensity, or one per timeline row.
+        usd_per_gpu_hour: Rent, None if unknown.
+        usd_per_kwh: Tariff, None if unknown.
+        slo: Objectives.
+    """
+
+    replicas: int
+    gpus_per_replica: int
+    peak_flops_per_s: float
+    peak_bytes_per_s: float
+    kv_blocks: int
+    block_tokens: int
+    pue: float
+    gco2_per_kwh: ArrayLike
+    usd_per_gpu_hour: float | None
+    usd_per_kwh: float | None
+    slo: Slo
+
+
+def summarise_run(
+    requests: pl.DataFrame, timeline: pl.DataFrame, steps: pl.DataFrame, token_gaps: pl.DataFrame, facts: Facts
+) -> dict[str, Any]:
+    """All metrics of a run as plain data; every key carries its unit, None where nothing can be said.
+
+    Args:
+        requests: Requests table with latencies (`with_latencies`).
+        timeline: From `kavier.metrics.timeline`.
+        steps: Steps table.
+        token_gaps: Inter-token gaps.
+        facts: The rest.
+    """
+    start_s, end_s = window(requests)
+    makespan_s = end_s - start_s
+    finished = requests.filter(pl.col("status") == "finished")
+    output_tokens = int(finished["output_tokens"].sum())
+    total_tokens = output_tokens + int(finished["prompt_tokens"].sum())
+    power = energy(timeline, finished, facts.pue)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "requests": _outcomes(requests),
+        **latency(requests, token_gaps),
+        "throughput": throughput(requests, makespan_s),
+        "goodput": goodput(requests, facts.slo, makespan_s),
+        "cache": _cache(steps),
+        "preemptions": int(requests["preemptions"].sum()),
+        "makespan_s": makespan_s,
+        "kv": _kv(steps, timeline, facts, makespan_s),
+        "utilization": _utilization(timeline, facts, makespan_s),
+        "energy": power,
+        "carbon": carbon(timeline, pue=facts.pue, gco2_per_kwh=facts.gco2_per_kwh, tokens=total_tokens),
+        "cost": cost(
+            gpus=facts.replicas * facts.gpus_per_replica,
+            makespan_s=makespan_s,
+            usd_per_gpu_hour=facts.usd_per_gpu_hour,
+            facility_kwh=power["facility_kwh"] or 0.0,
+            usd_per_kwh=facts.usd_per_kwh,
+            total_tokens=total_tokens,
+            output_tokens=output_tokens,
+            finished=len(finished),
+        ),
+    }
+
+
+def _outcomes(requests: pl.DataFrame) -> dict[str, Any]:
+    """arrived = finished + rejected + unfinished."""
+    by_status: Mapping[str, int] = dict(requests["status"].value_counts(sort=False).iter_rows())
+    rejected = {name: n for name, n in sorted(by_status.items()) if name.startswith("rejected")}
+    return {
+        "arrived": len(requests),
+        "finished": by_status.get("finished", 0),
+        "rejected": sum(rejected.values()),
+        "unfinished": by_status.get("unfinished", 0),
+        "rejected_by_reason": {name.removeprefix("rejected_"): n for name, n in rejected.items()},
+    }
+
+
+def _cache(steps: pl.DataFrame) -> dict[str, float]:
+    queried, hit = int(steps["queried_tokens"].sum()), int(steps["hit_tokens"].sum())
+    return {"queried_tokens": queried, "hit_tokens": hit, "hit_ratio": hit / queried if queried else 0.0}
+
+
+def _kv(steps: pl.DataFrame, timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
+    """blocks and peak_used_blocks are of one replica; mean_used_ratio over all replicas and the makespan."""
+    block_seconds = float((timeline["used_blocks"] * timeline["interval_s"]).sum())
+    capacity = facts.kv_blocks * facts.replicas * makespan_s
+    return {
+        "blocks": facts.kv_blocks,
+        "block_tokens": facts.block_tokens,
+        "peak_used_blocks": int(steps["used_blocks"].max() or 0),  # type: ignore[arg-type]
+        "mean_used_ratio": block_seconds / capacity if capacity else 0.0,
+        "evicted_blocks": int(steps["evicted_blocks"].sum()),
+    }
+
+
+def _utilization(timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
+    """Over the makespan and all replicas, idle time included: busy time, MFU and MBU."""
+    available_s = facts.replicas * makespan_s
+    if not available_s:
+        return {"busy_ratio": 0.0, "mfu": 0.0, "mbu": 0.0}
+    return {
+        "busy_ratio": float(timeline["busy_s"].sum()) / available_s,
+        "mfu": float(timeline["flops"].sum()) / available_s / facts.peak_flops_per_s,
+        "mbu": float(timeline["bytes"].sum()) / available_s / facts.peak_bytes_per_s,
+    }

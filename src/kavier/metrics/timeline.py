@@ -1,0 +1,105 @@
+"""From steps to a timeline: one row per replica and sample interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+COUNTED = ("prefill_tokens", "decodes", "queried_tokens", "hit_tokens", "evicted_blocks", "preempted")
+"""Whole numbers: they belong to the interval in which their step starts."""
+
+SPREAD = ("flops", "bytes", "energy_j")
+"""Amounts: a step's is spread evenly over its duration."""
+
+AVERAGED = ("running", "waiting", "used_blocks")
+"""Levels: averaged over the interval; zero between steps, when nothing runs."""
+
+
+def timeline(
+    steps: pl.DataFrame,
+    *,
+    replicas: int,
+    window_s: tuple[float, float],
+    interval_s: float,
+    idle_w: float,
+) -> pl.DataFrame:
+    """Sum steps into intervals.
+
+    Args:
+        steps: The steps table with `energy_j`, the energy of all GPUs of the replica in the step.
+        replicas: How many; replicas that never ran have rows too.
+        window_s: Start of the first interval, and end of the last (which may be shorter).
+        interval_s: Length of an interval.
+        idle_w: Power of all GPUs of a replica between steps.
+
+    Returns:
+        Columns replica, start_s, interval_s, busy_s, steps, prefill_tokens, decode_tokens, mean running,
+        waiting and used_blocks, queried_tokens, hit_tokens, evicted_blocks, preemptions, flops and bytes
+        (per GPU), energy_j (of the replica, idle included).
+    """
+    start_s, end_s = window_s
+    bins = max(1, int(np.ceil((end_s - start_s) / interval_s)))
+    slot = steps["replica"].to_numpy().astype(np.int64) * bins
+    grid = _Grid(steps, slot, bins, replicas, start_s, interval_s)
+    lengths = np.full(bins, interval_s)
+    lengths[-1] = end_s - start_s - interval_s * (bins - 1)
+    length = np.tile(lengths, replicas)
+    busy = np.minimum(grid.over_time(np.ones(len(steps))), length)
+    columns: dict[str, Array | Ints] = {
+        "replica": np.repeat(np.arange(replicas), bins),
+        "start_s": np.tile(start_s + interval_s * np.arange(bins), replicas),
+        "interval_s": length,
+        "busy_s": busy,
+        "steps": grid.at_start(np.ones(len(steps))),
+    }
+    columns |= {name: grid.at_start(steps[name].to_numpy()) for name in COUNTED}
+    with np.errstate(invalid="ignore"):
+        columns |= {name: _ratio(grid.over_time(steps[name].to_numpy()), length) for name in AVERAGED}
+    columns |= {name: grid.spread(steps[name].to_numpy()) for name in SPREAD}
+    columns["energy_j"] = columns["energy_j"] + (length - busy) * idle_w
+    return pl.DataFrame(columns).rename({"decodes": "decode_tokens", "preempted": "preemptions"})
+
+
+class _Grid:
+    """Where each step lies in the flat array of (replica, interval) cells."""
+
+    def __init__(
+        self, steps: pl.DataFrame, slot: Ints, bins: int, replicas: int, start_s: float, interval_s: float
+    ) -> None:
+        self._cells = bins * replicas
+        begin = (steps["start_s"].to_numpy() - start_s) / interval_s
+        end = begin + steps["duration_s"].to_numpy() / interval_s
+        first = np.clip(np.floor(begin).astype(np.int64), 0, bins - 1)
+        last = np.clip(np.ceil(end).astype(np.int64) - 1, first, bins - 1)
+        self._first = slot + first
+        self._duration_s = steps["duration_s"].to_numpy()
+        # One piece per (step, interval it touches).
+        pieces = last - first + 1
+        self._step = np.repeat(np.arange(len(steps)), pieces)
+        offset = np.arange(len(self._step)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        piece_bin = first[self._step] + offset
+        self._cell = slot[self._step] + piece_bin
+        inside = np.minimum(end[self._step], piece_bin + 1) - np.maximum(begin[self._step], piece_bin)
+        # The last interval takes what rounding leaves beyond the window.
+        self._share = inside / np.add.reduceat(inside, np.cumsum(pieces) - pieces)[self._step] if len(inside) else inside
+
+    def at_start(self, values: Array) -> Ints:
+        """Whole numbers, in the interval in which the step starts."""
+        sums = np.bincount(self._first, weights=values, minlength=self._cells)
+        return np.rint(sums).astype(np.int64)
+
+    def spread(self, amounts: Array) -> Array:
+        """Amounts, spread over the step's duration."""
+        return np.bincount(self._cell, weights=amounts[self._step] * self._share, minlength=self._cells)
+
+    def over_time(self, levels: Array) -> Array:
+        """Levels times the seconds they lasted."""
+        return self.spread(levels * self._duration_s)
+
+
+def _ratio(total: Array, length: Array) -> Array:
+    return np.divide(total, length, out=np.zeros_like(total), where=length > 0)

@@ -1,0 +1,231 @@
+"""The result page for a terminal."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from kavier import __version__
+from kavier.errors import InputError
+from kavier.runner import Result
+from kavier.units import J_PER_KWH, MS_PER_S
+
+BARS = " ▁▂▃▄▅▆▇█"
+LATENCIES = {
+    "ttft_s": "TTFT  time to first token",
+    "tpot_s": "TPOT  per output token",
+    "itl_s": "ITL   between tokens, pooled",
+    "e2e_s": "E2E   end to end",
+    "queue_s": "Queue before first schedule",
+}
+
+
+def print_page(result: Result, out: Path | None) -> None:
+    """Print the page on stdout; `out` is where the run was kept."""
+    console = Console(highlight=False)
+    width = min(console.width, 112)
+    body = Group(
+        _headline(result),
+        Text(),
+        _latency_table(result.summary),
+        Text(),
+        _serving_table(result.summary),
+        Text(),
+        _impact_table(result.summary),
+        Text(),
+        _over_time(result, width - 34),
+        Text(),
+        _trust(result.summary["trust"]),
+    )
+    console.print(Panel(body, title=f"Kavier {__version__}", width=width, padding=(1, 2)))
+    console.print(f"Kept in {out}" if out else "Nothing kept; --out DIR keeps summary, requests and timeline.")
+
+
+def glossary() -> dict[str, dict[str, str]]:
+    """Metric -> {unit, meaning, formula, source, note}, in the order of summary.json."""
+    return tomllib.loads(files("kavier.report").joinpath("glossary.toml").read_text(encoding="utf-8"))
+
+
+def print_glossary() -> None:
+    """All metrics, a line each."""
+    table = Table("metric", "unit", "meaning", box=None, padding=(0, 2, 0, 0))
+    for name, entry in glossary().items():
+        table.add_row(f"[bold]{name}[/]", entry["unit"], entry["meaning"])
+    Console(highlight=False).print(table)
+
+
+def print_explanation(metric: str) -> None:
+    """One metric; `energy.gpu_kwh` is explained by `energy`.
+
+    Raises:
+        InputError: No such metric.
+    """
+    entries = glossary()
+    name = metric.split(".")[0]
+    name = name if name in entries else f"{name}_s"
+    if name not in entries:
+        raise InputError(f"unknown metric {metric!r}", near=(metric, entries))
+    console = Console(highlight=False)
+    console.print(f"[bold]{name}[/]  ({entries[name]['unit']})")
+    for key in ("meaning", "formula", "source", "note"):
+        if key in entries[name]:
+            console.print(f"  [dim]{key:8}[/] {entries[name][key]}")
+
+
+def _headline(result: Result) -> Text:
+    scenario, summary = result.scenario, result.summary
+    engine, fleet = scenario.engine, scenario.fleet
+    gpus = "" if engine.tensor_parallel_size == 1 else f" x TP{engine.tensor_parallel_size}"
+    source = scenario.workload.trace or f"{getattr(scenario.workload.synthetic, 'preset', None) or 'synthetic'} load"
+    text = Text()
+    text.append(f"{scenario.model}", "bold")
+    text.append(f" on {fleet.replicas} x {fleet.gpu}{gpus}", "bold")
+    text.append(f", vLLM {engine.vllm_version} scheduling, {fleet.router} routing\n")
+    outcome = summary["requests"]
+    text.append(f"{outcome['arrived']:,} requests from {source} in {_duration(summary['makespan_s'])}: ")
+    text.append(f"{outcome['finished']:,} finished", "green")
+    for reason, count in outcome["rejected_by_reason"].items():
+        text.append(f", {count:,} rejected ({reason})", "red")
+    return text
+
+
+def _latency_table(summary: dict[str, Any]) -> Table:
+    table = _table("Latency", "mean", "P50", "P90", "P99")
+    for key, label in LATENCIES.items():
+        table.add_row(label, *(_latency(summary[key][point]) for point in ("mean", "p50", "p90", "p99")))
+    return table
+
+
+def _serving_table(summary: dict[str, Any]) -> Table:
+    rate, cache, kv, use = (summary[key] for key in ("throughput", "cache", "kv", "utilization"))
+    table = _table("Serving", "", "", "")
+    table.add_row(
+        "Throughput",
+        f"{rate['requests_per_s']:.2f} req/s",
+        f"{rate['output_tokens_per_s']:,.0f} output tok/s",
+        f"{rate['total_tokens_per_s']:,.0f} tok/s",
+    )
+    table.add_row("Utilisation", f"{use['busy_ratio']:.1%} busy", f"{use['mfu']:.1%} MFU", f"{use['mbu']:.1%} MBU")
+    table.add_row(
+        "KV memory",
+        f"{kv['blocks']:,} blocks",
+        f"{kv['peak_used_blocks'] / max(kv['blocks'], 1):.1%} peak use",
+        f"{kv['mean_used_ratio']:.1%} mean use",
+    )
+    table.add_row(
+        "Prefix cache",
+        f"{cache['hit_ratio']:.1%} hit",
+        f"{cache['hit_tokens']:,} of {cache['queried_tokens']:,} tok",
+        f"{kv['evicted_blocks']:,} blocks evicted",
+    )
+    table.add_row("Preemptions", f"{summary['preemptions']:,}")
+    if goodput := summary["goodput"]:
+        table.add_row(
+            "Goodput",
+            f"{goodput['requests_per_s']:.2f} req/s",
+            f"{goodput['good_requests']:,} good requests",
+            f"{goodput['good_ratio']:.1%} of arrived",
+        )
+    return table
+
+
+def _impact_table(summary: dict[str, Any]) -> Table:
+    energy, carbon, cost = summary["energy"], summary["carbon"], summary["cost"]
+    tokens_m = summary["throughput"]["total_tokens_per_s"] * summary["makespan_s"] / 1e6
+    table = _table("Energy, carbon, cost", "total", "per M tokens", "")
+    facility_wh = energy["facility_kwh"] * 1e3
+    table.add_row(
+        "GPU energy",
+        f"{energy['gpu_kwh']:.3f} kWh",
+        _amount(energy["gpu_kwh"] * 1e3 / tokens_m if tokens_m else None, "Wh"),
+        _amount(energy["j_per_output_token"], "J per output token"),
+    )
+    table.add_row(
+        "Facility energy",
+        f"{energy['facility_kwh']:.3f} kWh",
+        _amount(facility_wh / tokens_m if tokens_m else None, "Wh"),
+        f"{energy['gpu_kwh'] * J_PER_KWH / max(summary['makespan_s'], 1e-9):,.0f} W mean GPU power",
+    )
+    table.add_row(
+        "Operational carbon",
+        _amount(carbon["operational_gco2e"], "gCO2e"),
+        _amount(carbon["gco2e_per_million_tokens"], "gCO2e"),
+        f"at {carbon['mean_gco2_per_kwh']:.0f} gCO2e/kWh",
+    )
+    rent = cost["usd_per_gpu_hour"]
+    table.add_row(
+        "Rent",
+        _amount(cost["usd"], "USD"),
+        _amount(cost["usd_per_million_tokens"], "USD"),
+        "no price known" if rent is None else f"{cost['gpu_hours']:.2f} GPU-h at {rent:.2f} USD",
+    )
+    return table
+
+
+def _over_time(result: Result, width: int) -> Table:
+    """Small plots: what the fleet did from the first arrival to the last token."""
+    rows = result.timeline.group_by("start_s", maintain_order=True).agg(
+        pl.col("running", "waiting", "used_blocks", "energy_j").sum(), pl.col("interval_s").first()
+    )
+    blocks = max(result.summary["kv"]["blocks"] * result.scenario.fleet.replicas, 1)
+    series = {
+        "running": (rows["running"], "{:,.0f} requests"),
+        "waiting": (rows["waiting"], "{:,.0f} requests"),
+        "KV use": (rows["used_blocks"] * (100 / blocks), "{:.0f} %"),
+        "GPU power": (rows["energy_j"] / rows["interval_s"], "{:,.0f} W"),
+    }
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, (values, unit) in series.items():
+        peak = float(values.max() or 0.0)  # type: ignore[arg-type]
+        table.add_row(name, Text(_sparkline(values.to_numpy(), width), "cyan"), "peak " + unit.format(peak))
+    return table
+
+
+def _sparkline(values: Sequence[float] | np.ndarray, width: int) -> str:
+    """Means over `width` equal pieces, drawn from 0 to the largest."""
+    pieces = [piece.mean() for piece in np.array_split(np.asarray(values), min(width, len(values)))]
+    top = max(max(pieces), 1e-12)
+    return "".join(BARS[round(piece / top * (len(BARS) - 1))] for piece in pieces)
+
+
+def _trust(trust: dict[str, Any]) -> Text:
+    text = Text()
+    text.append(f"How far to trust this: step times at level {trust['timing_level']!r}.", "bold")
+    for note in trust["notes"]:
+        text.append(f"\n- {note}", "dim")
+    return text
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(f"[bold not dim]{title}[/]", min_width=30)
+    for column in columns:
+        table.add_column(column, justify="right", min_width=10)
+    return table
+
+
+def _latency(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * MS_PER_S:,.2f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def _amount(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:,.4g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    parts: Iterable[str] = (f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest:.0f} s")
+    return " ".join(part for part in parts if part)

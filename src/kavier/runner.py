@@ -1,0 +1,144 @@
+"""From a scenario to a result: the flow of the folders, in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kavier.ecosystem.platform import Platform, build_platform
+from kavier.errors import InputError
+from kavier.metrics.energy import with_energy
+from kavier.metrics.latency import window, with_latencies
+from kavier.metrics.power import SaturatingPower
+from kavier.metrics.summary import Facts, summarise_run
+from kavier.metrics.timeline import timeline
+from kavier.scenario import Scenario, parse_scenario, read_scenario_tree
+from kavier.simulation.reference import SimulationResult, simulate_reference
+from kavier.timing.datasheet import DatasheetTiming
+from kavier.metrics.trust import trust
+from kavier.workload.read import read_trace
+from kavier.workload.synthetic import generate
+from kavier.workload.table import Workload
+
+Progress = Callable[[int, int], None]
+"""Told (requests ended, requests in all) while a simulation runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        scenario: As simulated, every default resolved.
+        summary: The page of numbers, as plain data (`summary.json`).
+        requests: One row a request, in arrival order.
+        timeline: One row per replica and sample interval.
+        steps: One row a step.
+    """
+
+    scenario: Scenario
+    summary: dict[str, Any]
+    requests: pl.DataFrame
+    timeline: pl.DataFrame
+    steps: pl.DataFrame
+
+
+def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Progress | None = None) -> Result:
+    """Simulate a scenario: a `Scenario`, its plain data, or the path of its YAML file.
+
+    Raises:
+        InputError: Whatever is wrong with the scenario, its trace, or what it names.
+    """
+    scenario = _as_scenario(scenario)
+    platform = build_platform(scenario)
+    workload = load_workload(scenario)
+    resolved = scenario.model_copy(update={"engine": platform.engine})
+    played = _play(resolved, platform, workload, progress)
+    return _measure(resolved, platform, workload, played)
+
+
+def load_workload(scenario: Scenario) -> Workload:
+    """Read the trace, or generate the synthetic load.
+
+    Raises:
+        InputError: As the reader or the generator says.
+    """
+    section = scenario.workload
+    if section.trace is not None:
+        return read_trace(section.trace, section.format)
+    assert section.synthetic is not None
+    return generate(section.synthetic, scenario.seed)
+
+
+def _as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario:
+    if isinstance(scenario, Scenario):
+        return scenario
+    if isinstance(scenario, Mapping):
+        return parse_scenario(scenario)
+    if isinstance(scenario, str | Path):
+        return parse_scenario(read_scenario_tree(Path(scenario)), where=str(scenario))
+    raise InputError("not a scenario", value=scenario, expected="a Scenario, a mapping, or the path of a YAML file")
+
+
+def _play(
+    scenario: Scenario, platform: Platform, workload: Workload, progress: Progress | None
+) -> SimulationResult:
+    total = len(workload.requests)
+    return simulate_reference(
+        workload.requests,
+        scenario.engine,
+        platform_timing(platform),
+        num_gpu_blocks=platform.kv.kv_blocks,
+        replicas=scenario.fleet.replicas,
+        router=scenario.fleet.router,
+        max_concurrency=scenario.workload.max_concurrency,
+        progress=None if progress is None else lambda ended: progress(ended, total),
+    )
+
+
+def platform_timing(platform: Platform) -> DatasheetTiming:
+    """The step-time model of one replica."""
+    return DatasheetTiming(platform.model, platform.gpu, platform.engine)
+
+
+def _measure(
+    scenario: Scenario, platform: Platform, workload: Workload, played: SimulationResult
+) -> Result:
+    gpus = scenario.engine.tensor_parallel_size
+    timing = platform_timing(platform)
+    power = SaturatingPower(platform.gpu, timing.peak_flops_per_s)
+    steps = with_energy(played.steps, power, gpus)
+    requests = with_latencies(played.requests)
+    rows = timeline(
+        steps,
+        replicas=scenario.fleet.replicas,
+        window_s=window(requests),
+        interval_s=scenario.output.sample_interval_s,
+        idle_w=platform.gpu.loaded_idle_w * gpus,
+    )
+    facts = Facts(
+        replicas=scenario.fleet.replicas,
+        gpus_per_replica=gpus,
+        peak_flops_per_s=timing.peak_flops_per_s,
+        peak_bytes_per_s=platform.gpu.bandwidth_bytes_per_s,
+        kv_blocks=played.kv_blocks,
+        block_tokens=scenario.engine.block_size,
+        pue=scenario.site.pue,
+        gco2_per_kwh=platform.intensity(rows["start_s"].to_numpy()),
+        usd_per_gpu_hour=platform.usd_per_gpu_hour,
+        usd_per_kwh=platform.usd_per_kwh,
+        slo=scenario.slo,
+    )
+    summary = summarise_run(requests, rows, steps, played.token_gaps, facts)
+    summary["trust"] = trust(scenario, platform, workload, played, timing, power)
+    return Result(scenario, summary, _with_labels(requests, workload), rows, steps)
+
+
+def _with_labels(requests: pl.DataFrame, workload: Workload) -> pl.DataFrame:
+    """Carry over the columns that only tell whose request it is."""
+    labels = [name for name in ("session_id", "tenant", "model", "slo_class") if name in workload.requests.columns]
+    return requests.with_columns(workload.requests.select(labels)) if labels else requests
