@@ -21,17 +21,20 @@ from kavier.timing.step import StepCost, StepWork
 
 ORACLE = Path(__file__).parents[2] / "shared" / "oracle"
 
+_SMALL = {"max_num_batched_tokens": 1024, "max_num_seqs": 64}
+_UNCACHED = {"enable_prefix_caching": False}
+
 RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "light_nocache": ("light", 10000, {"max_num_batched_tokens": 2048, "max_num_seqs": 128, "enable_prefix_caching": False}),
-    "pressure": ("pressure", 500, {"max_num_batched_tokens": 1024, "max_num_seqs": 64}),
-    "pressure_nocache": ("pressure", 500, {"max_num_batched_tokens": 1024, "max_num_seqs": 64, "enable_prefix_caching": False}),
+    "light_nocache": ("light", 10000, {"max_num_batched_tokens": 2048, "max_num_seqs": 128, **_UNCACHED}),
+    "pressure": ("pressure", 500, _SMALL),
+    "pressure_nocache": ("pressure", 500, {**_SMALL, **_UNCACHED}),
     "sessions_evict": ("sessions", 420, {"max_num_batched_tokens": 1024, "max_num_seqs": 32}),
-    "chunked": ("chunked", 3000, {"max_num_batched_tokens": 1024, "max_num_seqs": 64}),
-    "chunked_lpt": ("chunked", 3000, {"max_num_batched_tokens": 1024, "max_num_seqs": 64, "long_prefill_token_threshold": 256}),
-    "priority": ("priority", 500, {"max_num_batched_tokens": 1024, "max_num_seqs": 64, "scheduling_policy": "priority"}),
+    "chunked": ("chunked", 3000, _SMALL),
+    "chunked_lpt": ("chunked", 3000, {**_SMALL, "long_prefill_token_threshold": 256}),
+    "priority": ("priority", 500, {**_SMALL, "scheduling_policy": "priority"}),
     "mooncake": ("mooncake", 3000, {"max_num_batched_tokens": 4096, "max_num_seqs": 128}),
     "samestep": ("samestep", 64, {"max_num_batched_tokens": 256, "max_num_seqs": 128}),
-}  # fmt: skip
+}
 """Run -> (workload, num_gpu_blocks, engine settings), from the table in ../shared/oracle/README.md."""
 
 

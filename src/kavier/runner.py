@@ -16,10 +16,11 @@ from kavier.metrics.latency import window, with_latencies
 from kavier.metrics.power import SaturatingPower
 from kavier.metrics.summary import Facts, summarise_run
 from kavier.metrics.timeline import timeline
+from kavier.metrics.trust import trust
 from kavier.scenario import Scenario, parse_scenario, read_scenario_tree
 from kavier.simulation.reference import SimulationResult, simulate_reference
 from kavier.timing.datasheet import DatasheetTiming
-from kavier.metrics.trust import trust
+from kavier.timing.gemm import compute_dtype
 from kavier.workload.read import read_trace
 from kavier.workload.synthetic import generate
 from kavier.workload.table import Workload
@@ -57,8 +58,9 @@ def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Prog
     platform = build_platform(scenario)
     workload = load_workload(scenario)
     resolved = scenario.model_copy(update={"engine": platform.engine})
-    played = _play(resolved, platform, workload, progress)
-    return _measure(resolved, platform, workload, played)
+    timing = DatasheetTiming(platform.model, platform.gpu, platform.engine)
+    played = _play(resolved, platform, timing, workload, progress)
+    return _measure(resolved, platform, timing, workload, played)
 
 
 def load_workload(scenario: Scenario) -> Workload:
@@ -81,17 +83,23 @@ def _as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenari
         return parse_scenario(scenario)
     if isinstance(scenario, str | Path):
         return parse_scenario(read_scenario_tree(Path(scenario)), where=str(scenario))
-    raise InputError("not a scenario", value=scenario, expected="a Scenario, a mapping, or the path of a YAML file")
+    raise InputError(
+        "not a scenario", value=scenario, expected="a Scenario, a mapping, or the path of a YAML file"
+    )
 
 
 def _play(
-    scenario: Scenario, platform: Platform, workload: Workload, progress: Progress | None
+    scenario: Scenario,
+    platform: Platform,
+    timing: DatasheetTiming,
+    workload: Workload,
+    progress: Progress | None,
 ) -> SimulationResult:
     total = len(workload.requests)
     return simulate_reference(
         workload.requests,
         scenario.engine,
-        platform_timing(platform),
+        timing,
         num_gpu_blocks=platform.kv.kv_blocks,
         replicas=scenario.fleet.replicas,
         router=scenario.fleet.router,
@@ -100,17 +108,16 @@ def _play(
     )
 
 
-def platform_timing(platform: Platform) -> DatasheetTiming:
-    """The step-time model of one replica."""
-    return DatasheetTiming(platform.model, platform.gpu, platform.engine)
-
-
 def _measure(
-    scenario: Scenario, platform: Platform, workload: Workload, played: SimulationResult
+    scenario: Scenario,
+    platform: Platform,
+    timing: DatasheetTiming,
+    workload: Workload,
+    played: SimulationResult,
 ) -> Result:
     gpus = scenario.engine.tensor_parallel_size
-    timing = platform_timing(platform)
-    power = SaturatingPower(platform.gpu, timing.peak_flops_per_s)
+    dtype = compute_dtype(platform.gpu, platform.model.weight_dtype)
+    power = SaturatingPower(platform.gpu, dtype)
     steps = with_energy(played.steps, power, gpus)
     requests = with_latencies(played.requests)
     rows = timeline(
@@ -123,22 +130,24 @@ def _measure(
     facts = Facts(
         replicas=scenario.fleet.replicas,
         gpus_per_replica=gpus,
-        peak_flops_per_s=timing.peak_flops_per_s,
+        peak_flops_per_s=platform.gpu.flops_per_s[dtype],
         peak_bytes_per_s=platform.gpu.bandwidth_bytes_per_s,
         kv_blocks=played.kv_blocks,
         block_tokens=scenario.engine.block_size,
         pue=scenario.site.pue,
-        gco2_per_kwh=platform.intensity(rows["start_s"].to_numpy()),
+        gco2_per_kwh=platform.intensity(rows["start_s"].to_numpy(), rows["interval_s"].to_numpy()),
         usd_per_gpu_hour=platform.usd_per_gpu_hour,
         usd_per_kwh=platform.usd_per_kwh,
         slo=scenario.slo,
     )
     summary = summarise_run(requests, rows, steps, played.token_gaps, facts)
-    summary["trust"] = trust(scenario, platform, workload, played, timing, power)
+    summary["trust"] = trust(scenario, platform, workload, played.truncated, timing, power)
     return Result(scenario, summary, _with_labels(requests, workload), rows, steps)
 
 
 def _with_labels(requests: pl.DataFrame, workload: Workload) -> pl.DataFrame:
     """Carry over the columns that only tell whose request it is."""
-    labels = [name for name in ("session_id", "tenant", "model", "slo_class") if name in workload.requests.columns]
+    labels = [
+        name for name in ("session_id", "tenant", "model", "slo_class") if name in workload.requests.columns
+    ]
     return requests.with_columns(workload.requests.select(labels)) if labels else requests

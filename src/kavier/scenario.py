@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kavier.errors import InputError
 
@@ -22,68 +23,138 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
+def _check_quantiles(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    probabilities = [p for p, _ in pairs]
+    values = [v for _, v in pairs]
+    if len(pairs) < 2 or probabilities[0] != 0 or probabilities[-1] != 1:
+        raise ValueError("quantiles run from probability 0 to probability 1")
+    if any(b <= a for a, b in pairwise(probabilities)) or any(b < a for a, b in pairwise(values)):
+        raise ValueError("quantiles need rising probabilities and values that never fall")
+    return pairs
+
+
+Quantiles = Annotated[tuple[tuple[float, NonNegative], ...], AfterValidator(_check_quantiles)]
+"""An inverse CDF as a few (probability, value) points, joined by straight lines."""
+
+
 class Arrivals(Section):
     """When requests arrive.
 
     poisson, gamma (vLLM's: gaps ~ Gamma(burstiness, 1/(rate*burstiness)); burstiness 1 = Poisson),
-    constant gaps, or diurnal: Poisson whose rate follows a day,
+    constant gaps, quantiles (independent gaps whose inverse CDF is the straight lines through
+    `gap_quantiles`, scaled to the rate), or diurnal: Poisson whose rate follows a day,
     rate(t) = request_rate * (1 + swing * sin(2 pi (t - peak_s) / period_s + pi/2)).
+    A process or a rate that is not given is the preset's; without a preset, Poisson at 1 request/s.
     """
 
-    process: Literal["poisson", "gamma", "constant", "diurnal"] = "poisson"
-    request_rate: Annotated[float, Field(gt=0, description="mean requests per second; inf = all at once")] = (
-        1.0
-    )
+    process: Literal["poisson", "gamma", "constant", "quantiles", "diurnal"] | None = None
+    request_rate: Annotated[
+        float | None, Field(gt=0, description="mean requests per second; inf = all at once")
+    ] = None
     burstiness: Positive = 1.0
+    gap_quantiles: Annotated[
+        Quantiles | None, Field(description="[probability, gap] pairs from 0 to 1; gaps in any unit")
+    ] = None
     swing: Annotated[float, Field(ge=0, le=1)] = 0.5
     period_s: Positive = 86400.0
     peak_s: NonNegative = 50400.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> Arrivals:
+        _check_uses(self, self.process, _ARRIVAL_USES, "process")
+        if self.process == "quantiles" and (self.gap_quantiles is None or self.gap_quantiles[-1][1] == 0):
+            raise ValueError("process 'quantiles' needs gap_quantiles that are not all zero")
+        return self
 
 
 class Lengths(Section):
     """How many tokens a prompt or an answer has.
 
     fixed: `mean`. uniform: mean * (1 +- range_ratio), as `vllm bench serve --random-range-ratio`.
-    lognormal: by `mean` and `p50` (both of the lognormal before clipping). empirical: drawn with
-    replacement from the same column of `trace`. `min` and `max` clip (counted).
+    lognormal: by `mean` and `p50` (both of the lognormal before clipping). quantiles: inverse CDF by
+    straight lines through `quantiles`. empirical: drawn with replacement from the same column of
+    `trace`. `min` and `max` clip (counted).
     """
 
-    kind: Literal["fixed", "uniform", "lognormal", "empirical"] = "fixed"
+    kind: Literal["fixed", "uniform", "lognormal", "quantiles", "empirical"] = "fixed"
     mean: Positive | None = None
     p50: Positive | None = None
     range_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    quantiles: Annotated[
+        Quantiles | None, Field(description="[probability, tokens] pairs, probabilities from 0 to 1")
+    ] = None
     trace: Path | None = None
     min: Count = 1
     max: Count | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Lengths:
-        needs = {"fixed": ["mean"], "uniform": ["mean"], "lognormal": ["mean", "p50"], "empirical": ["trace"]}
-        missing = [name for name in needs[self.kind] if getattr(self, name) is None]
+        needed = [name for name, kinds in _LENGTH_NEEDS.items() if self.kind in kinds]
+        missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"lengths of kind {self.kind!r} need {' and '.join(missing)}")
-        if (
-            self.kind == "lognormal"
-            and self.mean is not None
-            and self.p50 is not None
-            and self.mean < self.p50
-        ):
+        _check_uses(self, self.kind, _LENGTH_USES, "kind")
+        if self.kind == "lognormal" and (self.mean or 0) < (self.p50 or 0):
             raise ValueError("a lognormal's mean cannot be below its p50")
+        if self.max is not None and self.max < self.min:
+            raise ValueError("max cannot be below min")
         return self
 
 
+_ARRIVAL_USES = {
+    "burstiness": ("gamma",),
+    "gap_quantiles": ("quantiles",),
+    "swing": ("diurnal",),
+    "period_s": ("diurnal",),
+    "peak_s": ("diurnal",),
+}
+_LENGTH_NEEDS = {
+    "mean": ("fixed", "uniform", "lognormal"),
+    "p50": ("lognormal",),
+    "quantiles": ("quantiles",),
+    "trace": ("empirical",),
+}
+_LENGTH_USES = {**_LENGTH_NEEDS, "range_ratio": ("uniform",)}
+
+
+def _check_uses(section: Section, chosen: str | None, uses: Mapping[str, tuple[str, ...]], key: str) -> None:
+    """A setting that the chosen kind would silently ignore is an error."""
+    for name, kinds in uses.items():
+        default = type(section).model_fields[name].default
+        if chosen not in kinds and getattr(section, name) != default:
+            raise ValueError(f"{name} needs {key} {' or '.join(kinds)}, not {chosen or 'unset'}")
+
+
 class Prefixes(Section):
-    """What prompts share: system prompts, and sessions whose next prompt extends the last prompt and answer."""
+    """What prompts share: system prompts, and sessions whose next prompt extends the last prompt and answer.
+
+    Each session begins with one of `system_prompts`, chosen uniformly; its tokens come on top of
+    `prompt_tokens`. Turns are geometric. Each later turn adds `turn_tokens` (None = drawn as
+    `prompt_tokens`) after an exponential think time. With sessions, `request_rate` still counts
+    requests: sessions start at request_rate / mean_turns, and the rate is reached after a few think
+    times. `duration_s` drops the turns that would come later (counted).
+    """
 
     system_prompts: Annotated[int, Field(ge=0)] = 0
     system_prompt_tokens: Annotated[int, Field(ge=0)] = 0
-    mean_turns: Annotated[float, Field(ge=1)] = 1.0
+    mean_turns: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     mean_think_s: NonNegative = 30.0
+    turn_tokens: Lengths | None = None
     block_tokens: Count = 16
+
+    @model_validator(mode="after")
+    def _complete(self) -> Prefixes:
+        if (self.system_prompts == 0) != (self.system_prompt_tokens == 0):
+            raise ValueError("give both system_prompts and system_prompt_tokens, or neither")
+        return self
 
 
 class Synthetic(Section):
-    """A generated workload; a preset fills what is not given."""
+    """A generated workload; a preset fills what is not given.
+
+    It stops at `num_prompts` requests, or with the arrivals of `duration_s`, or at whichever comes
+    first; a preset's own stop holds only when neither is given.
+    """
 
     preset: str | None = None
     num_prompts: Count | None = None
@@ -241,8 +312,10 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-_PATHS = (("workload", "trace"), ("site", "carbon_series"), ("workload", "synthetic", "prompt_tokens", "trace"),
-          ("workload", "synthetic", "output_tokens", "trace"))  # fmt: skip
+_PATHS = (("workload", "trace"), ("site", "carbon_series"),
+          ("workload", "synthetic", "prompt_tokens", "trace"),
+          ("workload", "synthetic", "output_tokens", "trace"),
+          ("workload", "synthetic", "prefixes", "turn_tokens", "trace"))  # fmt: skip
 
 
 def _anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:

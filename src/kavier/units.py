@@ -7,9 +7,12 @@ J_PER_KWH = 3.6e6
 G_PER_KG = 1e3
 MS_PER_S = 1e3
 US_PER_S = 1e6
+NS_PER_S = 1e9
 TOKENS_PER_MILLION = 1e6
 BYTES_PER_GB = 1e9
 BYTES_PER_GIB = 2**30
+BYTES_PER_MIB = 2**20
+FLOPS_PER_TFLOPS = 1e12
 
 
 def j_to_kwh(energy_j: float) -> float:
@@ -40,3 +43,13 @@ def bytes_to_gib(size_bytes: float) -> float:
 def per_million(amount: float, tokens: float) -> float:
     """An amount spread over `tokens`, per million tokens; 0 when there are none."""
     return amount / tokens * TOKENS_PER_MILLION if tokens else 0.0
+
+
+def mib_to_bytes(size_mib: float) -> int:
+    """Binary mebibytes (2^20, as GPU drivers print memory) to bytes."""
+    return round(size_mib * BYTES_PER_MIB)
+
+
+def tflops_to_flops(rate_tflops: float) -> float:
+    """10^12 floating-point operations per second to one."""
+    return rate_tflops * FLOPS_PER_TFLOPS

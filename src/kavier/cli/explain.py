@@ -8,7 +8,9 @@ import typer
 
 
 def explain(
-    metric: Annotated[str | None, typer.Argument(help="A key of summary.json, such as ttft_s; none lists all.")] = None,
+    metric: Annotated[
+        str | None, typer.Argument(help="A key of summary.json, such as ttft_s; none lists all.")
+    ] = None,
 ) -> None:
     """Say what a metric means, its unit, formula and source."""
     from kavier.report.console import print_explanation, print_glossary

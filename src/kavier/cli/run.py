@@ -26,9 +26,15 @@ def run(
     model: Annotated[str | None, typer.Option(help="Hugging Face name, or path of a config.json.")] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU, see `kavier catalog gpus`.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Engine replicas.  [1]")] = None,
-    router: Annotated[str | None, typer.Option(help="round-robin or least-outstanding.  [round-robin]")] = None,
-    region: Annotated[str | None, typer.Option(help="Grid region, see `kavier catalog regions`.  [WORLD]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to keep the run in; default: nothing is kept.")] = None,
+    router: Annotated[
+        str | None, typer.Option(help="round-robin or least-outstanding.  [round-robin]")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Grid region, see `kavier catalog regions`.  [WORLD]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep the run in; default: nothing is kept.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.  [0]")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json alone.")] = False,
     set_: Annotated[
@@ -39,16 +45,24 @@ def run(
     tensor_parallel_size: Annotated[
         int | None, typer.Option("--tensor-parallel-size", "-tp", help="GPUs a replica.  [1]")
     ] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of GPU memory for vLLM.")] = None,
-    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="KV blocks instead of what fits.")] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of GPU memory for vLLM.")
+    ] = None,
+    num_gpu_blocks_override: Annotated[
+        int | None, typer.Option(help="KV blocks instead of what fits.")
+    ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens a KV block.  [16]")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="auto or fp8.  [auto]")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, bfloat16 or float16.  [auto]")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Most running requests.  [by GPU, as vLLM]")] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Most running requests.  [by GPU, as vLLM]")
+    ] = None,
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(help="Token budget of a step.  [by GPU, as vLLM]")
     ] = None,
-    long_prefill_token_threshold: Annotated[int | None, typer.Option(help="Largest prefill chunk.  [0 = off]")] = None,
+    long_prefill_token_threshold: Annotated[
+        int | None, typer.Option(help="Largest prefill chunk.  [0 = off]")
+    ] = None,
     scheduling_policy: Annotated[str | None, typer.Option(help="fcfs or priority.  [fcfs]")] = None,
     enable_prefix_caching: Annotated[
         _OnOff, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="[on]")
@@ -63,13 +77,19 @@ def run(
         _OnOff, typer.Option("--kv-cache/--no-kv-cache", help="Off: every step recomputes the context.  [on]")
     ] = None,
     # vllm bench serve's flags
-    preset: Annotated[str | None, typer.Option(help="Published workload, see `kavier workload synth --help`.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Published workload, see `kavier workload synth --help`.")
+    ] = None,
     num_prompts: Annotated[int | None, typer.Option(help="Requests to send.  [1000]")] = None,
     request_rate: Annotated[float | None, typer.Option(help="Requests per second.  [inf]")] = None,
-    burstiness: Annotated[float | None, typer.Option(help="Gamma shape of the gaps; 1 = Poisson.  [1]")] = None,
+    burstiness: Annotated[
+        float | None, typer.Option(help="Gamma shape of the gaps; 1 = Poisson.  [1]")
+    ] = None,
     random_input_len: Annotated[int | None, typer.Option(help="Prompt tokens.  [1024]")] = None,
     random_output_len: Annotated[int | None, typer.Option(help="Output tokens.  [128]")] = None,
-    random_range_ratio: Annotated[float | None, typer.Option(help="Lengths vary by +- this share.  [0]")] = None,
+    random_range_ratio: Annotated[
+        float | None, typer.Option(help="Lengths vary by +- this share.  [0]")
+    ] = None,
     max_concurrency: Annotated[int | None, typer.Option(help="Closed loop: most requests in flight.")] = None,
     goodput: Annotated[
         list[str] | None, typer.Option(metavar="NAME:MS", help="SLO in ms: ttft:200, tpot:50 or e2el:5000.")
@@ -152,7 +172,9 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
     if "trace" in flags and load:
         raise InputError(f"contradictory flags: --trace replays a trace, {_flag(load[0])} generates load")
     if flags.get("async_scheduling"):
-        raise InputError("--async-scheduling is not modelled yet", expected="--no-async-scheduling (synchronous)")
+        raise InputError(
+            "--async-scheduling is not modelled yet", expected="--no-async-scheduling (synchronous)"
+        )
     if "format" in flags and "trace" not in flags and "scenario" not in flags:
         raise InputError("--format without --trace")
 
@@ -162,7 +184,8 @@ def _require(tree: dict[str, Any]) -> None:
     workload = tree.get("workload") or {}
     if not (workload.get("trace") or workload.get("synthetic")):
         raise InputError(
-            "nothing to serve", expected="a scenario, --trace FILE, --preset NAME, or --num-prompts/--request-rate"
+            "nothing to serve",
+            expected="a scenario, --trace FILE, --preset NAME, or --num-prompts/--request-rate",
         )
     if not tree.get("model"):
         raise InputError("no model", expected="--model NAME, see `kavier catalog models`")
@@ -215,7 +238,9 @@ def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
     for objective in objectives:
         name, _, limit_ms = objective.partition(":")
         if name not in keys:
-            raise InputError(f"--goodput: unknown objective {name!r}", expected="ttft, tpot or e2el", near=(name, keys))
+            raise InputError(
+                f"--goodput: unknown objective {name!r}", expected="ttft, tpot or e2el", near=(name, keys)
+            )
         try:
             set_path(tree, keys[name], float(limit_ms) / MS_PER_S)
         except ValueError:

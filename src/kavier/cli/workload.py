@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at a trace, convert it, or make a synthetic one.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Look at a trace, convert it, or make a synthetic one.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _Format = Annotated[str, typer.Option(help="Trace format; auto: found by its header.")]
 
@@ -33,8 +35,8 @@ def convert(
 ) -> None:
     """Write a trace in Kavier's native format."""
     from kavier.report.workload import print_written
+    from kavier.workload.formats.native import write_trace
     from kavier.workload.read import read_trace
-    from kavier.workload.write import write_trace
 
     workload = read_trace(trace, format)
     write_trace(workload, out)
@@ -55,10 +57,15 @@ def synth(
 ) -> None:
     """Generate a synthetic trace from a preset, or from a specification."""
     from kavier.report.workload import print_written
+    from kavier.workload.formats.native import write_trace
     from kavier.workload.synthetic import generate, read_spec
-    from kavier.workload.write import write_trace
 
-    overrides = {"preset": preset, "num_prompts": num_prompts, "duration_s": duration_s, "request_rate": request_rate}
+    overrides = {
+        "preset": preset,
+        "num_prompts": num_prompts,
+        "duration_s": duration_s,
+        "request_rate": request_rate,
+    }
     workload = generate(read_spec(spec, overrides), seed)
     write_trace(workload, out)
     print_written(workload, out)

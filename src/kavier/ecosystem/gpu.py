@@ -4,6 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+
+from kavier.ecosystem.catalog import Catalog, Entry, Schema, load_catalog
+from kavier.units import gb_to_bytes, mib_to_bytes, tflops_to_flops
+
+_SCHEMA = Schema(
+    thing="GPU",
+    units={
+        "memory": "MiB",
+        "bandwidth": "GB/s",
+        "flops.*": "TFLOP/s",
+        "tdp": "W",
+        "idle_power": "W",
+        "loaded_idle_power": "W",
+        "link_bandwidth": "GB/s",
+    },
+    required=(
+        "memory",
+        "bandwidth",
+        "flops.bf16",
+        "tdp",
+        "idle_power",
+        "loaded_idle_power",
+        "link_bandwidth",
+    ),
+    labels=("vendor", "architecture", "interconnect"),
+    optional_labels=("note",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +44,8 @@ class GpuSpec:
         architecture: "ampere", "ada", "hopper", "blackwell", "cdna3".
         memory_bytes: Memory as the driver reports it (total, before any reserve).
         bandwidth_bytes_per_s: Peak memory bandwidth.
-        flops_per_s: Dense peak by dtype: "bf16", "fp8", "fp4", "int8"; a dtype that is absent has no tensor support.
+        flops_per_s: Dense peak by dtype: "bf16", "fp8", "fp4", "int8"; a dtype that is absent has no tensor
+            support.
         tdp_w: Board power limit.
         idle_w: Bare idle, nothing loaded.
         loaded_idle_w: Idle with a CUDA context and a loaded model.
@@ -35,3 +64,53 @@ class GpuSpec:
     loaded_idle_w: float
     interconnect: str
     interconnect_bytes_per_s: float
+
+
+def find_gpu(name: str) -> GpuSpec:
+    """The GPU of a catalog name or alias, whatever its case.
+
+    Raises:
+        InputError: Unknown GPU; the nearest names are offered.
+    """
+    return _spec(gpu_entry(name))
+
+
+def gpu_entry(name: str) -> Entry:
+    """All that the catalog says of a GPU, each number with unit, source and date.
+
+    Raises:
+        InputError: Unknown GPU; the nearest names are offered.
+    """
+    return gpu_catalog().find(name)
+
+
+def gpu_names() -> list[str]:
+    """Catalog names, without aliases."""
+    return list(gpu_catalog().entries)
+
+
+@cache
+def gpu_catalog() -> Catalog:
+    """The GPUs shipped with Kavier."""
+    return load_catalog("gpus.toml", _SCHEMA)
+
+
+def _spec(entry: Entry) -> GpuSpec:
+    number = {key: quantity.value for key, quantity in entry.quantities.items()}
+    return GpuSpec(
+        name=entry.name,
+        vendor=entry.labels["vendor"],
+        architecture=entry.labels["architecture"],
+        memory_bytes=mib_to_bytes(number["memory"]),
+        bandwidth_bytes_per_s=float(gb_to_bytes(number["bandwidth"])),
+        flops_per_s={
+            key.removeprefix("flops."): tflops_to_flops(rate)
+            for key, rate in number.items()
+            if key.startswith("flops.")
+        },
+        tdp_w=float(number["tdp"]),
+        idle_w=float(number["idle_power"]),
+        loaded_idle_w=float(number["loaded_idle_power"]),
+        interconnect=entry.labels["interconnect"],
+        interconnect_bytes_per_s=float(gb_to_bytes(number["link_bandwidth"])),
+    )

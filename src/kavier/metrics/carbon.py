@@ -9,9 +9,7 @@ from numpy.typing import ArrayLike
 from kavier.units import j_to_kwh, per_million
 
 
-def carbon(
-    timeline: pl.DataFrame, *, pue: float, gco2_per_kwh: ArrayLike, tokens: int
-) -> dict[str, float]:
+def carbon(timeline: pl.DataFrame, *, pue: float, gco2_per_kwh: ArrayLike, tokens: int) -> dict[str, float]:
     """Location-based operational carbon (GHG Protocol scope 2).
 
     Args:

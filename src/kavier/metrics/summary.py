@@ -50,7 +50,11 @@ class Facts:
 
 
 def summarise_run(
-    requests: pl.DataFrame, timeline: pl.DataFrame, steps: pl.DataFrame, token_gaps: pl.DataFrame, facts: Facts
+    requests: pl.DataFrame,
+    timeline: pl.DataFrame,
+    steps: pl.DataFrame,
+    token_gaps: pl.DataFrame,
+    facts: Facts,
 ) -> dict[str, Any]:
     """All metrics of a run as plain data; every key carries its unit, None where nothing can be said.
 
@@ -94,7 +98,7 @@ def summarise_run(
 
 
 def _outcomes(requests: pl.DataFrame) -> dict[str, Any]:
-    """arrived = finished + rejected + unfinished."""
+    """How many ended how; arrived = finished + rejected + unfinished."""
     by_status: Mapping[str, int] = dict(requests["status"].value_counts(sort=False).iter_rows())
     rejected = {name: n for name, n in sorted(by_status.items()) if name.startswith("rejected")}
     return {
@@ -112,7 +116,7 @@ def _cache(steps: pl.DataFrame) -> dict[str, float]:
 
 
 def _kv(steps: pl.DataFrame, timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
-    """blocks and peak_used_blocks are of one replica; mean_used_ratio over all replicas and the makespan."""
+    """Of one replica: blocks, peak_used_blocks. Over all and the makespan: mean_used_ratio, evictions."""
     block_seconds = float((timeline["used_blocks"] * timeline["interval_s"]).sum())
     capacity = facts.kv_blocks * facts.replicas * makespan_s
     return {

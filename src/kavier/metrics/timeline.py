@@ -85,7 +85,11 @@ class _Grid:
         self._cell = slot[self._step] + piece_bin
         inside = np.minimum(end[self._step], piece_bin + 1) - np.maximum(begin[self._step], piece_bin)
         # The last interval takes what rounding leaves beyond the window.
-        self._share = inside / np.add.reduceat(inside, np.cumsum(pieces) - pieces)[self._step] if len(inside) else inside
+        self._share = (
+            inside / np.add.reduceat(inside, np.cumsum(pieces) - pieces)[self._step]
+            if len(inside)
+            else inside
+        )
 
     def at_start(self, values: Array) -> Ints:
         """Whole numbers, in the interval in which the step starts."""

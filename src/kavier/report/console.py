@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console, Group
-from rich.panel import Panel
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,35 +19,36 @@ from kavier.errors import InputError
 from kavier.runner import Result
 from kavier.units import J_PER_KWH, MS_PER_S
 
+WIDTH = 100
 BARS = " ▁▂▃▄▅▆▇█"
 LATENCIES = {
-    "ttft_s": "TTFT  time to first token",
+    "ttft_s": "TTFT  to first token",
     "tpot_s": "TPOT  per output token",
-    "itl_s": "ITL   between tokens, pooled",
+    "itl_s": "ITL   between tokens",
     "e2e_s": "E2E   end to end",
-    "queue_s": "Queue before first schedule",
+    "queue_s": "Queue  to first schedule",
 }
 
 
 def print_page(result: Result, out: Path | None) -> None:
     """Print the page on stdout; `out` is where the run was kept."""
     console = Console(highlight=False)
-    width = min(console.width, 112)
-    body = Group(
+    width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    console = Console(highlight=False, width=width)
+    console.rule(f"Kavier {__version__}", align="left")
+    for part in (
         _headline(result),
-        Text(),
         _latency_table(result.summary),
-        Text(),
         _serving_table(result.summary),
-        Text(),
         _impact_table(result.summary),
-        Text(),
-        _over_time(result, width - 34),
-        Text(),
+        _over_time(result, width - 36),
         _trust(result.summary["trust"]),
+    ):
+        console.print(part)
+        console.print()
+    console.print(
+        f"Kept in {out}" if out else "Nothing kept; --out DIR keeps summary, requests and timeline."
     )
-    console.print(Panel(body, title=f"Kavier {__version__}", width=width, padding=(1, 2)))
-    console.print(f"Kept in {out}" if out else "Nothing kept; --out DIR keeps summary, requests and timeline.")
 
 
 def glossary() -> dict[str, dict[str, str]]:
@@ -86,7 +86,10 @@ def _headline(result: Result) -> Text:
     scenario, summary = result.scenario, result.summary
     engine, fleet = scenario.engine, scenario.fleet
     gpus = "" if engine.tensor_parallel_size == 1 else f" x TP{engine.tensor_parallel_size}"
-    source = scenario.workload.trace or f"{getattr(scenario.workload.synthetic, 'preset', None) or 'synthetic'} load"
+    source = (
+        scenario.workload.trace
+        or f"{getattr(scenario.workload.synthetic, 'preset', None) or 'synthetic'} load"
+    )
     text = Text()
     text.append(f"{scenario.model}", "bold")
     text.append(f" on {fleet.replicas} x {fleet.gpu}{gpus}", "bold")
@@ -112,10 +115,12 @@ def _serving_table(summary: dict[str, Any]) -> Table:
     table.add_row(
         "Throughput",
         f"{rate['requests_per_s']:.2f} req/s",
-        f"{rate['output_tokens_per_s']:,.0f} output tok/s",
+        f"{rate['output_tokens_per_s']:,.0f} out tok/s",
         f"{rate['total_tokens_per_s']:,.0f} tok/s",
     )
-    table.add_row("Utilisation", f"{use['busy_ratio']:.1%} busy", f"{use['mfu']:.1%} MFU", f"{use['mbu']:.1%} MBU")
+    table.add_row(
+        "Utilisation", f"{use['busy_ratio']:.1%} busy", f"{use['mfu']:.1%} MFU", f"{use['mbu']:.1%} MBU"
+    )
     table.add_row(
         "KV memory",
         f"{kv['blocks']:,} blocks",
@@ -186,15 +191,15 @@ def _over_time(result: Result, width: int) -> Table:
     }
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, (values, unit) in series.items():
-        peak = float(values.max() or 0.0)  # type: ignore[arg-type]
-        table.add_row(name, Text(_sparkline(values.to_numpy(), width), "cyan"), "peak " + unit.format(peak))
+        peak = float(values.max() or 0.0)
+        table.add_row(name, Text(_sparkline(values.to_numpy(), width), "cyan"), "up to " + unit.format(peak))
     return table
 
 
 def _sparkline(values: Sequence[float] | np.ndarray, width: int) -> str:
     """Means over `width` equal pieces, drawn from 0 to the largest."""
     pieces = [piece.mean() for piece in np.array_split(np.asarray(values), min(width, len(values)))]
-    top = max(max(pieces), 1e-12)
+    top = max(*pieces, 1e-12)
     return "".join(BARS[round(piece / top * (len(BARS) - 1))] for piece in pieces)
 
 
@@ -208,9 +213,9 @@ def _trust(trust: dict[str, Any]) -> Text:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(f"[bold not dim]{title}[/]", min_width=30)
+    table.add_column(f"[bold not dim]{title}[/]", width=24)
     for column in columns:
-        table.add_column(column, justify="right", min_width=10)
+        table.add_column(column, justify="right", min_width=11)
     return table
 
 
@@ -227,5 +232,9 @@ def _amount(value: float | None, unit: str) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
-    parts: Iterable[str] = (f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest:.0f} s")
+    parts: Iterable[str] = (
+        f"{hours} h" if hours else "",
+        f"{minutes} min" if minutes else "",
+        f"{rest:.0f} s",
+    )
     return " ".join(part for part in parts if part)

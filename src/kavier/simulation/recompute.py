@@ -62,7 +62,7 @@ class RecomputeScheduler:
         return finished
 
     def _recompute(self, request: Request, step: Step) -> int:
-        tokens = request.num_tokens
+        tokens = request.num_computed_tokens = request.num_tokens
         step.scheduled.append(Scheduled(request, tokens, 0))
         step.work.prefill_tokens += tokens
         step.work.prefill_pairs += tokens * (tokens + 1) // 2

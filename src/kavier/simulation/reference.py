@@ -17,8 +17,8 @@ import polars as pl
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
 from kavier.simulation.kv_cache_manager import KVCacheManager
-from kavier.simulation.record import Recorder, TableRecorder, requests_table
 from kavier.simulation.recompute import RecomputeScheduler
+from kavier.simulation.record import TableRecorder, requests_table
 from kavier.simulation.replica import Replica
 from kavier.simulation.request import Request, Status
 from kavier.simulation.router import ROUTERS, Router

@@ -188,7 +188,7 @@ class Scheduler:
         return batch, budget
 
     def _victim(self) -> int:
-        """Index in `running` of the request to preempt: the last; by priority, the least urgent and latest."""
+        """Index in `running` of the one to preempt: the last; by priority, the least urgent and latest."""
         if self.config.policy == "fcfs":
             return len(self.running) - 1
         running = self.running  # max() takes the first of equals, as vLLM does

@@ -49,4 +49,6 @@ class StepTimeModel(Protocol):
     level: str
     """"datasheet", "kernels" or "calibrated": how the prediction was made."""
 
-    def cost(self, work: StepWork) -> StepCost: ...
+    def cost(self, work: StepWork) -> StepCost:
+        """Time and work of a step with at least one token."""
+        ...

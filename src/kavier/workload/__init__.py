@@ -1,1 +1,1 @@
-
+"""What arrives: the request table, trace formats, synthetic load."""

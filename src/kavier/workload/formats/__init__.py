@@ -1,1 +1,1 @@
-
+"""One file a trace format; `kavier.workload.read` lists them."""

@@ -1,0 +1,83 @@
+"""How far a result can be trusted: the level of its step times, and all that was assumed or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kavier.ecosystem.platform import Platform
+from kavier.metrics.power import SaturatingPower
+from kavier.scenario import Scenario
+from kavier.timing.datasheet import DatasheetTiming
+from kavier.workload.table import Workload
+
+COUNTS = {
+    "sorted_rows": "rows were out of order and were sorted by arrival",
+    "dropped_zero_output_tokens": "requests without output tokens were dropped (failed requests)",
+    "dropped_zero_prompt_tokens": "requests without prompt tokens were dropped",
+}
+"""Workload count -> what it says; others are shown by name."""
+
+UNUSED_COLUMNS = {
+    "model": "every request is served by the scenario's model",
+    "tenant": "tenants share everything",
+    "slo_class": "objectives are the scenario's",
+}
+"""Column of a trace -> what happens instead of what it asks for."""
+
+
+def trust(
+    scenario: Scenario,
+    platform: Platform,
+    workload: Workload,
+    truncated: int,
+    timing: DatasheetTiming,
+    power: SaturatingPower,
+) -> dict[str, Any]:
+    """{timing_level, notes}: one sentence for each thing a reader should know before believing a number.
+
+    Args:
+        scenario: As simulated.
+        platform: Its ecosystem.
+        workload: What was read, and what reading changed.
+        truncated: Answers cut at max_model_len.
+        timing: The step-time model used.
+        power: The power model used.
+    """
+    notes = [
+        *_workload_notes(scenario, workload, truncated),
+        *_engine_notes(scenario, platform),
+        *timing.assumptions(),
+        power.expected_error(),
+        "facility energy is GPU energy x PUE: hosts (CPU, DRAM, fans) are not modelled",
+        *platform.notes,
+    ]
+    return {"timing_level": timing.level, "notes": notes}
+
+
+def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> Iterator[str]:
+    for name, count in workload.counts.items():
+        yield f"{count:,} {COUNTS.get(name, name.replace('_', ' '))}"
+    if truncated:
+        yield f"{truncated:,} answers were cut at max_model_len = {scenario.engine.max_model_len}"
+    columns = workload.requests.columns
+    for column, instead in UNUSED_COLUMNS.items():
+        if column in columns:
+            yield f"column {column} of the trace is not used: {instead}"
+    if "priority" in columns and scenario.engine.scheduling_policy != "priority":
+        yield "column priority of the trace is not used: scheduling_policy is fcfs"
+    if scenario.engine.enable_prefix_caching and scenario.engine.kv_cache and "block_hashes" not in columns:
+        yield "the workload does not tell which prompts share tokens, so the prefix cache never hits"
+    if scenario.engine.enable_prefix_caching and "block_hashes" in columns and "parent" not in columns:
+        yield "answers never hit the prefix cache: the workload does not tell which prompt continues which"
+
+
+def _engine_notes(scenario: Scenario, platform: Platform) -> Iterator[str]:
+    engine = scenario.engine
+    yield (
+        f"scheduling is vLLM {engine.vllm_version}'s, synchronous; vLLM's default is asynchronous, "
+        "in which a first token comes up to a step later"
+    )
+    if not engine.kv_cache:
+        yield "KV cache off: every step recomputes whole contexts; no blocks, chunks or prefix cache"
+    yield from platform.model.notes

@@ -1,0 +1,548 @@
+"""Laws of the reference engine: on random small scenarios, every step is what a naive second engine decides,
+and whole runs conserve requests and tokens, respect causality and repeat exactly."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kavier.scenario import Engine
+from kavier.simulation.block_pool import BlockPool
+from kavier.simulation.clients import Clients
+from kavier.simulation.kv_cache_manager import KVCacheManager
+from kavier.simulation.record import TableRecorder
+from kavier.simulation.reference import (
+    Simulation,
+    SimulationResult,
+    make_requests,
+    make_scheduler,
+    simulate_reference,
+)
+from kavier.simulation.replica import Replica
+from kavier.simulation.request import Request
+from kavier.simulation.router import ROUTERS
+from kavier.simulation.scheduler import Scheduled, Scheduler, SchedulerConfig, Step, StepScheduler
+from kavier.timing.step import StepCost, StepWork
+from kavier.workload.blocks import BlockKeys
+from kavier.workload.table import SCHEMA
+from tests.naive_scheduler import Decisions, Job, NaiveScheduler, Settings
+from tests.oracle import TokenKeys
+
+# --- Every step equals that of the naive scheduler ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of the lockstep test: it arrives before step `step`."""
+
+    step: int
+    prompt: list[int]
+    answer: list[int]
+    priority: int
+
+
+@st.composite
+def arrivals(draw, max_size=9):
+    """Few distinct tokens, so that prompts share prefixes and extend one another's answers."""
+    run = st.tuples(st.integers(0, 2), st.integers(0, 9)).map(lambda pair: [pair[0]] * pair[1])
+    prompt = st.tuples(st.integers(0, 1), run, run).map(lambda parts: [parts[0], *parts[1], *parts[2]])
+    count = draw(st.integers(1, max_size))
+    step, rows = 0, []
+    for row in range(count):
+        step += draw(st.sampled_from([0, 0, 0, 1, 4]))
+        length = draw(st.integers(1, 9))
+        known = draw(st.booleans())
+        answer = [1] * length if known else [1000 * (row + 1) + i for i in range(length)]
+        rows.append(Arrival(step, draw(prompt), answer, draw(st.integers(0, 2))))
+    return rows
+
+
+@st.composite
+def naive_settings(draw):
+    chunked = draw(st.sampled_from([True, True, True, False]))
+    return Settings(
+        num_blocks=draw(st.integers(3, 16)),
+        block_size=draw(st.integers(1, 4)),
+        # Without chunked prefill vLLM demands a budget that holds the longest sequence.
+        budget=draw(st.sampled_from([1, 2, 3, 5, 8, 13, 40])) if chunked else draw(st.integers(30, 45)),
+        seats=draw(st.integers(1, 6)),
+        caching=draw(st.sampled_from([True, True, False])),
+        priority=draw(st.booleans()),
+        threshold=draw(st.sampled_from([0, 0, 1, 2, 5])),
+        watermark=draw(st.sampled_from([0.0, 0.0, 0.1, 0.4])),
+        reserve_full=draw(st.booleans()),
+        chunked=chunked,
+    )
+
+
+def ours(s: Settings) -> Scheduler:
+    config = SchedulerConfig(
+        max_num_batched_tokens=s.budget,
+        max_num_seqs=s.seats,
+        policy="priority" if s.priority else "fcfs",
+        enable_chunked_prefill=s.chunked,
+        long_prefill_token_threshold=s.threshold,
+        scheduler_reserve_full_isl=s.reserve_full,
+    )
+    kv = KVCacheManager(
+        s.num_blocks, block_size=s.block_size, enable_caching=s.caching, watermark=s.watermark
+    )
+    return Scheduler(config, kv)
+
+
+def request_of(row: int, arrival: Arrival, keys: TokenKeys) -> Request:
+    request = Request(
+        row, float(arrival.step), len(arrival.prompt), len(arrival.answer), priority=arrival.priority
+    )
+    request.block_keys = keys.keys(row)
+    return request
+
+
+def free_queue(pool: BlockPool) -> list[int]:
+    """The blocks in the order in which they would be handed out."""
+    return copy.deepcopy(pool).allocate(pool.num_free)
+
+
+def decisions(step: Step, scheduler: Scheduler, evicted_before: int) -> Decisions:
+    pool = scheduler.kv.pool
+    return Decisions(
+        [(r.row, n, computed, r.blocks) for r, n, computed in step.scheduled],
+        [r.row for r in step.preempted],
+        [r.row for r in step.rejected],
+        [r.row for r in scheduler.running],
+        scheduler.num_waiting,
+        pool.num_evictions - evicted_before,
+        free_queue(pool),
+    )
+
+
+def check_lockstep(settings: Settings, rows: list[Arrival]) -> None:
+    """Play the rows through both schedulers; compare each step, and the pool at the end."""
+    keys = TokenKeys([row.prompt + row.answer for row in rows], settings.block_size)
+    requests = [request_of(row, arrival, keys) for row, arrival in enumerate(rows)]
+    scheduler, naive = ours(settings), NaiveScheduler(settings)
+    pool = scheduler.kv.pool
+    ended, now = 0, 0
+    while ended < len(rows):
+        for row, arrival in enumerate(rows):
+            if arrival.step == now:
+                scheduler.add(requests[row])
+                job = Job(row, float(arrival.step), list(arrival.prompt), arrival.answer, arrival.priority)
+                naive.waiting.append(job)
+        evicted = pool.num_evictions
+        step = scheduler.schedule()
+        assert decisions(step, scheduler, evicted) == naive.schedule(), f"step {now}"
+        check_blocks(scheduler)
+        sampled = sum(request.num_output_tokens for request in requests)
+        finished = [r.row for r in scheduler.complete(step, float(now))]
+        assert step.work.sampled == sum(request.num_output_tokens for request in requests) - sampled
+        assert finished == naive.complete(), f"step {now}"
+        assert free_queue(pool) == naive.free_queue, f"end of step {now}"
+        pool.check_integrity()
+        ended += len(finished) + len(step.rejected)
+        now += 1
+        assert now < 2000, "no end in sight"
+    assert pool.num_free == pool.num_usable
+
+
+def check_blocks(scheduler: Scheduler) -> None:
+    """Blocks are conserved: used is what running requests hold, and waiting ones hold none."""
+    pool = scheduler.kv.pool
+    pool.check_integrity()
+    held = {block for request in scheduler.running for block in request.blocks}
+    assert scheduler.num_used_blocks == len(held) == pool.num_usable - pool.num_free
+    for request in scheduler.running:
+        assert len(request.blocks) == scheduler.kv.blocks_for(request.num_computed_tokens)
+
+
+@given(naive_settings(), arrivals())
+def test_every_step_equals_that_of_the_naive_scheduler(settings, rows):
+    check_lockstep(settings, rows)
+
+
+@given(st.integers(4, 9), st.integers(2, 3), st.sampled_from([3, 6, 12]), st.booleans(), arrivals(max_size=7))
+def test_every_step_equals_that_of_the_naive_scheduler_when_memory_is_tight(
+    num_blocks, block_size, budget, priority, rows
+):
+    check_lockstep(Settings(num_blocks, block_size, budget, seats=5, priority=priority), rows)
+
+
+# --- Whole runs -----------------------------------------------------------------------------------------
+
+
+class LinearStepTime:
+    """A stand-in whose times are multiples of 1/256 s, so that sums of them are exact."""
+
+    level = "test"
+
+    def cost(self, work: StepWork) -> StepCost:
+        time_s = (4 + work.prefill_tokens + 2 * work.decodes) / 256
+        return StepCost(time_s, float(work.prefill_pairs), float(work.decode_context_tokens))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What `simulate_reference` is called with."""
+
+    workload: pl.DataFrame
+    engine: Engine
+    num_gpu_blocks: int
+    replicas: int
+    router: str
+    max_concurrency: int | None
+
+    def run(self, workload: pl.DataFrame | None = None) -> SimulationResult:
+        return simulate_reference(
+            self.workload if workload is None else workload,
+            self.engine,
+            LinearStepTime(),
+            num_gpu_blocks=self.num_gpu_blocks,
+            replicas=self.replicas,
+            router=self.router,
+            max_concurrency=self.max_concurrency,
+        )
+
+
+@st.composite
+def workloads(draw, *, sessions=True, max_size=10):
+    """A canonical table; hashed prompts share prefixes, follow-ups extend or forget their parent."""
+    count = draw(st.integers(1, max_size))
+    rows: list[dict[str, Any]] = []
+    clock, block_tokens = 0, draw(st.sampled_from([2, 4, 8]))
+    hashed, with_sessions = draw(st.booleans()), sessions and draw(st.booleans())
+    for row in range(count):
+        clock += draw(st.sampled_from([0, 0, 1, 3, 40]))
+        prompt = draw(st.integers(1, 30))
+        blocks = -(-prompt // block_tokens)
+        shared = draw(st.integers(0, blocks))
+        document = 100 * draw(st.integers(0, 1))
+        follows = with_sessions and row > 0 and draw(st.booleans())
+        rows.append(
+            {
+                "arrival_s": clock / 32,
+                "prompt_tokens": prompt,
+                "output_tokens": draw(st.integers(1, 12)),
+                "block_hashes": [document + i if i < shared else 1000 * (row + 1) + i for i in range(blocks)],
+                "block_tokens": block_tokens,
+                "parent": draw(st.integers(0, row - 1)) if follows else None,
+                "think_s": draw(st.sampled_from([0, 1, 16])) / 32 if follows else None,
+                "priority": draw(st.integers(0, 1)),
+            }
+        )
+    absent = set() if hashed else {"block_hashes", "block_tokens"}
+    absent |= set() if with_sessions else {"parent", "think_s"}
+    schema = {name: SCHEMA[name] for name in rows[0] if name not in absent}
+    return pl.DataFrame([{name: row[name] for name in schema} for row in rows], schema=schema)
+
+
+@st.composite
+def engines(draw, *, roomy=False, kv_cache=True):
+    return Engine(
+        max_model_len=64 if roomy else draw(st.sampled_from([64, 25])),
+        block_size=draw(st.sampled_from([1, 2, 4])),
+        enable_prefix_caching=draw(st.booleans()),
+        max_num_seqs=draw(st.integers(1, 6)),
+        max_num_batched_tokens=draw(st.sampled_from([1, 4, 9, 32])),
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3])),
+        scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
+        scheduler_reserve_full_isl=draw(st.booleans()),
+        watermark=draw(st.sampled_from([0.0, 0.2])),
+        kv_cache=kv_cache,
+    )
+
+
+@st.composite
+def cases(draw, *, roomy=False, sessions=True, limited=True, kv_cache=True):
+    """`roomy`: nothing is rejected."""
+    engine = draw(engines(roomy=roomy, kv_cache=kv_cache))
+    largest = 48 // engine.block_size
+    return Case(
+        workload=draw(workloads(sessions=sessions)),
+        engine=engine,
+        num_gpu_blocks=1 + draw(st.integers(largest if roomy else max(2, largest // 3), 2 * largest)),
+        replicas=draw(st.integers(1, 3)),
+        router=draw(st.sampled_from(sorted(ROUTERS))),
+        max_concurrency=draw(st.none() | st.integers(1, 4)) if limited else None,
+    )
+
+
+any_case = cases() | cases(kv_cache=False)
+
+
+def finished(result: SimulationResult) -> pl.DataFrame:
+    return result.requests.filter(pl.col("status") == "finished")
+
+
+@given(any_case)
+def test_requests_are_conserved_and_answered_in_full(case):
+    result = case.run()
+    assert result.requests["request"].to_list() == list(range(len(case.workload)))
+    assert set(result.requests["status"]) <= {"finished", "rejected_context", "rejected_kv"}
+    assert result.requests["arrival_s"].null_count() == 0
+    longest = case.engine.max_model_len
+    refused = result.requests["status"] == "rejected_context"
+    assert refused.to_list() == (case.workload["prompt_tokens"] >= longest).to_list()
+    room = longest - case.workload["prompt_tokens"]
+    cut = (case.workload["output_tokens"] > room) & (room > 0)
+    assert result.truncated == cut.sum()
+    done = finished(result)
+    expected = pl.select(pl.min_horizontal(case.workload["output_tokens"], room)).to_series()
+    assert done["output_tokens"].to_list() == expected.gather(done["request"]).to_list()
+    assert (result.requests["prompt_tokens"] == case.workload["prompt_tokens"]).all()
+
+
+@given(cases(roomy=True) | cases(roomy=True, kv_cache=False))
+def test_nothing_is_rejected_when_every_request_fits_on_its_own(case):
+    assert set(case.run().requests["status"]) == {"finished"}
+
+
+@given(any_case)
+def test_steps_and_requests_tell_the_same_tokens(case):
+    result = case.run()
+    requests, steps = result.requests, result.steps
+    assert steps["sampled"].sum() == requests["output_tokens"].sum()
+    assert steps["preempted"].sum() == requests["preemptions"].sum()
+    admitted = requests.filter(pl.col("cached_tokens").is_not_null())
+    caching = case.engine.enable_prefix_caching and case.engine.kv_cache
+    assert steps["queried_tokens"].sum() == (admitted["prompt_tokens"].sum() if caching else 0)
+    assert steps["hit_tokens"].sum() == admitted["cached_tokens"].sum()
+    assert (admitted["cached_tokens"] < admitted["prompt_tokens"]).all()
+    assert (admitted["cached_tokens"] % case.engine.block_size == 0).all()
+
+
+@given(cases())
+def test_steps_stay_within_the_settings_and_never_overlap(case):
+    result = case.run()
+    steps = result.steps
+    assert (steps["prefill_tokens"] + steps["decodes"] <= case.engine.max_num_batched_tokens).all()
+    assert (steps["running"] <= case.engine.max_num_seqs).all()
+    assert (steps["used_blocks"] <= result.kv_blocks).all()
+    assert (steps["hit_tokens"] <= steps["queried_tokens"]).all()
+    for replica in steps.partition_by("replica"):
+        ends = replica["start_s"] + replica["duration_s"]
+        assert (replica["start_s"][1:] >= ends[:-1]).all()
+
+
+@given(any_case)
+def test_every_gap_between_tokens_is_recorded_once(case):
+    result = case.run()
+    answered = result.requests.filter(pl.col("output_tokens") > 0)
+    gaps = result.token_gaps
+    assert gaps["count"].sum() == (answered["output_tokens"] - 1).sum()
+    done = finished(result)
+    if done.height == answered.height:  # the last token of a request rejected half-way is not in the table
+        span_s = (done["finish_s"] - done["first_token_s"]).sum()
+        assert (gaps["gap_s"] * gaps["count"]).sum() == pytest.approx(span_s, rel=1e-12)
+    assert gaps["gap_s"].is_sorted()
+    assert gaps["gap_s"].n_unique() == len(gaps)
+
+
+@given(any_case)
+def test_causes_come_before_effects(case):
+    result = case.run()
+    done = finished(result)
+    assert (done["arrival_s"] <= done["first_scheduled_s"]).all()
+    assert (done["first_scheduled_s"] < done["first_token_s"]).all()
+    assert (done["first_token_s"] <= done["finish_s"]).all()
+    once = done.filter(pl.col("output_tokens") > 1)
+    assert (once["first_token_s"] < once["finish_s"]).all()
+    for row, (due_s, exact) in enumerate(due_times(case, result)):
+        arrival_s = result.requests["arrival_s"][row]
+        assert arrival_s == due_s if exact and case.max_concurrency is None else arrival_s >= due_s
+
+
+def due_times(case: Case, result: SimulationResult) -> list[tuple[float, bool]]:
+    """When each request may be sent at the earliest, and whether the tables tell that exactly."""
+    table, requests = case.workload, result.requests
+    if "parent" not in table.columns:
+        return [(arrival_s, True) for arrival_s in table["arrival_s"]]
+    due: list[tuple[float, bool]] = []
+    for arrival_s, parent, think_s in table.select("arrival_s", "parent", "think_s").iter_rows():
+        if parent is None:
+            due.append((arrival_s, True))
+            continue
+        known = requests["status"][parent] != "rejected_kv"  # when that happened is not in the tables
+        finish_s = requests["finish_s"][parent]
+        due.append(((requests["arrival_s"][parent] if finish_s is None else finish_s) + think_s, known))
+    return due
+
+
+@given(any_case)
+def test_the_same_input_gives_the_same_tables(case):
+    first, second = case.run(), case.run()
+    for name in ("requests", "steps", "token_gaps"):
+        assert getattr(first, name).equals(getattr(second, name), null_equal=True)
+
+
+@given(any_case, st.data())
+def test_no_decision_depends_on_an_output_length_before_it_can_be_seen(case, data):
+    """Two worlds that differ in output lengths are one world until the first changed request finishes."""
+    lengths = case.workload["output_tokens"].to_list()
+    changed = data.draw(st.sets(st.integers(0, len(lengths) - 1), min_size=1))
+    other_lengths = [n + data.draw(st.integers(1, 9)) if i in changed else n for i, n in enumerate(lengths)]
+    other = case.workload.with_columns(pl.Series("output_tokens", other_lengths))
+    here, there = case.run(), case.run(other)
+    finishes = [world.requests["finish_s"][row] for world in (here, there) for row in changed]
+    seen_s = min((t for t in finishes if t is not None), default=float("inf"))
+    before = pl.col("start_s") < seen_s
+    assert here.steps.filter(before).equals(there.steps.filter(before))
+    columns = ["request", "arrival_s", "replica", "first_scheduled_s", "cached_tokens"]
+    started = pl.col("first_scheduled_s") < seen_s
+    assert here.requests.filter(started).select(columns).equals(there.requests.filter(started).select(columns))
+
+
+@given(cases(roomy=True) | cases(roomy=True, kv_cache=False))
+def test_max_concurrency_is_never_exceeded_and_never_wasted(case):
+    assume(case.max_concurrency is not None)
+    result = case.run()
+    ends = sorted(result.requests["finish_s"])
+    for row, (due_s, _) in enumerate(due_times(case, result)):
+        arrival_s = result.requests["arrival_s"][row]
+        sent = (result.requests["arrival_s"] <= arrival_s).sum()
+        ended = sum(end_s <= arrival_s for end_s in ends)
+        assert sent - ended <= case.max_concurrency
+        if arrival_s > due_s:  # it was held, so all seats were taken until an end let it in
+            assert arrival_s in ends
+            before = (result.requests["arrival_s"] < arrival_s).sum() - sum(end_s < arrival_s for end_s in ends)
+            assert before == case.max_concurrency
+
+
+@given(cases(roomy=True, sessions=False))
+def test_requests_are_held_back_in_the_order_of_the_trace(case):
+    assert case.run().requests["arrival_s"].is_sorted()
+
+
+@given(cases(sessions=False, limited=False), st.integers(1, 3))
+def test_round_robin_over_replicas_is_as_many_separate_runs(case, replicas):
+    assume((case.workload["prompt_tokens"] < case.engine.max_model_len).all())
+    together = Case(case.workload, case.engine, case.num_gpu_blocks, replicas, "round-robin", None).run()
+    for index in range(replicas):
+        share = case.workload[index::replicas]
+        if not len(share):
+            continue
+        alone = Case(share, case.engine, case.num_gpu_blocks, 1, "round-robin", None).run()
+        same = [name for name in alone.requests.columns if name not in ("request", "replica")]
+        mine = together.requests.filter(pl.col("replica") == index)
+        assert mine.select(same).equals(alone.requests.select(same), null_equal=True)
+        steps = together.steps.filter(pl.col("replica") == index)
+        assert steps.drop("replica").equals(alone.steps.drop("replica"))
+
+
+# --- Token accounting, step by step ---------------------------------------------------------------------
+
+
+class Ledger(TableRecorder):
+    """Follows every request's KV tokens through its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computed: dict[int, int] = {}
+        self.spent: dict[int, int] = {}
+        self.readmissions: dict[int, int] = {}
+
+    def begin(
+        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+    ) -> None:
+        super().begin(replica, start_s, cost, step, scheduler)
+        assert isinstance(scheduler, Scheduler)
+        check_blocks(scheduler)
+        for request in step.preempted:
+            self.computed.pop(request.row, None)
+        for entry in step.scheduled:
+            self._follow(entry, scheduler.kv.block_size)
+        self._check_work(step)
+
+    def _follow(self, entry: Scheduled, block_size: int) -> None:
+        request, num_tokens, num_computed = entry
+        assert num_tokens > 0
+        if request.row not in self.computed:  # admitted in this step: it starts behind whole cached blocks
+            assert num_computed % block_size == 0
+            self.readmissions[request.row] = self.readmissions.get(request.row, -1) + 1
+        assert num_computed == self.computed.get(request.row, num_computed)
+        self.computed[request.row] = num_computed + num_tokens
+        self.spent[request.row] = self.spent.get(request.row, 0) + num_tokens
+
+    def _check_work(self, step: Step) -> None:
+        """The sums of a step, counted token by token."""
+        work = step.work
+        tokens = sum(n for _, n, _ in step.scheduled)
+        contexts = sum(computed + n for _, n, computed in step.scheduled)
+        pairs = sum(c + 1 for _, n, computed in step.scheduled for c in range(computed, computed + n))
+        assert work.prefill_tokens + work.decodes == tokens
+        assert work.prefill_context_tokens + work.decode_context_tokens == contexts
+        assert work.prefill_pairs + work.decode_context_tokens == pairs
+        decodes = [
+            (c + 1) for request, n, c in step.scheduled if n == 1 and c + 1 > request.num_prompt_tokens
+        ]
+        # A resumed request may compute a single token behind its prompt in the midst of its recomputation;
+        # whether that is called a decode does not matter to the sums above.
+        assert work.decodes <= len(decodes)
+
+
+def play_with_ledger(case: Case) -> tuple[Ledger, list[Request]]:
+    """As `simulate_reference`, with our recorder."""
+    ledger = Ledger()
+    requests, _ = make_requests(case.workload, case.engine.max_model_len)
+    fleet = [
+        Replica(i, make_scheduler(case.engine, case.num_gpu_blocks), LinearStepTime(), ledger)
+        for i in range(case.replicas)
+    ]
+    keys = BlockKeys(case.workload, case.engine.block_size)
+    clients = Clients(requests, case.workload, case.max_concurrency)
+    Simulation(fleet, ROUTERS[case.router](), clients, keys, case.engine.max_model_len, None).run()
+    for replica in fleet:
+        assert isinstance(replica.scheduler, Scheduler)
+        replica.scheduler.kv.pool.check_integrity()
+        assert replica.scheduler.num_used_blocks == 0
+    return ledger, requests
+
+
+@given(cases())
+def test_every_token_is_computed_once_unless_a_preemption_lost_it(case):
+    ledger, requests = play_with_ledger(case)
+    for request in requests:
+        if request.status != "finished":
+            continue
+        last = request.num_tokens - 1  # the last sampled token never gets KV
+        assert ledger.computed[request.row] == last
+        assert ledger.readmissions[request.row] <= request.num_preemptions
+        assert request.num_cached_tokens is not None
+        fresh = last - request.num_cached_tokens
+        spent = ledger.spent[request.row]
+        assert spent == fresh if request.num_preemptions == 0 else fresh <= spent
+    steps = ledger.steps()
+    assert (steps["prefill_tokens"] + steps["decodes"]).sum() == sum(ledger.spent.values())
+
+
+# --- kv_cache: off --------------------------------------------------------------------------------------
+
+
+@given(cases(kv_cache=False))
+def test_without_kv_cache_every_step_recomputes_every_context(case):
+    result = case.run()
+    done = finished(result)
+    contexts = sum(
+        prompt + i
+        for prompt, output in done.select("prompt_tokens", "output_tokens").iter_rows()
+        for i in range(output)
+    )
+    assert result.steps["prefill_tokens"].sum() == contexts
+    assert result.steps["prefill_context_tokens"].sum() == contexts
+    assert result.steps["decodes"].sum() == 0
+    assert result.steps["used_blocks"].sum() == result.kv_blocks == 0
+    assert result.requests["preemptions"].sum() == 0
+
+
+@given(cases(kv_cache=False))
+def test_without_kv_cache_only_a_lone_request_may_pass_the_token_budget(case):
+    steps = case.run().steps
+    over = steps.filter(pl.col("prefill_tokens") > case.engine.max_num_batched_tokens)
+    assert (over["sampled"] == 1).all()
+    assert (steps["sampled"] >= 1).all()
+    assert (steps["running"] <= case.engine.max_num_seqs).all()
