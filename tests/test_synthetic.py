@@ -18,7 +18,7 @@ from kavier.scenario import Arrivals, Lengths, Prefixes, Synthetic
 from kavier.workload.arrivals import arrival_times
 from kavier.workload.presets import find_preset, preset_names, resolve
 from kavier.workload.statistics import describe
-from kavier.workload.synthetic import generate
+from kavier.workload.synthetic import generate, read_spec
 from kavier.workload.table import Workload
 
 FIXED = Lengths(kind="fixed", mean=100)
@@ -372,3 +372,22 @@ def test_session_rows_come_in_arrival_order_with_parents_before_children():
     assert all(a <= b for a, b in pairwise(requests["arrival_s"]))
     with_parent = requests.with_row_index("row").filter(pl.col("parent").is_not_null())
     assert (with_parent["parent"] < with_parent["row"]).all()
+
+
+def test_a_spec_file_is_overridden_and_takes_its_paths_from_its_own_folder(tmp_path, trace):
+    spec = tmp_path / "spec.yaml"
+    lengths = "{kind: empirical, trace: trace.parquet}"
+    spec.write_text(f"duration_s: 50\nprompt_tokens: {lengths}\noutput_tokens: {lengths}\n")
+    found = read_spec(spec, {"num_prompts": 7, "duration_s": None, "request_rate": 3.0, "preset": None})
+    assert (found.num_prompts, found.duration_s) == (7, None)
+    assert found.arrivals == Arrivals(request_rate=3.0)
+    assert found.prompt_tokens is not None
+    assert found.prompt_tokens.trace == trace
+    assert len(generate(found, 0).requests) == 7
+
+
+def test_a_wrong_key_in_a_spec_file_offers_the_nearest(tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("num_prompt: 3\n")
+    with pytest.raises(InputError, match=r"spec\.yaml.*num_prompt.*did you mean num_prompts"):
+        read_spec(spec, {})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kavier.errors import InputError
@@ -283,8 +285,8 @@ def test_marconi_tokens_become_chained_hashes_of_16_token_blocks(trace):
 def test_marconi_turns_are_chained_where_the_prompt_can_hold_the_last_turn(trace):
     text = (
         "num_input_tokens,num_output_tokens,session_id,turn_id,ts\n"
-        "10,5,a,0,0.0\n" "15,5,a,1,5.0\n" "8,1,b,0,1.0\n" "19,1,a,2,9.0\n"
-    )  # fmt: skip
+        "10,5,a,0,0.0\n15,5,a,1,5.0\n8,1,b,0,1.0\n19,1,a,2,9.0\n"
+    )
     requests = trace(text).requests
     assert requests["session_id"].to_list() == ["a", "b", "a", "a"]
     assert requests["parent"].to_list() == [None, None, 0, None]
@@ -292,9 +294,16 @@ def test_marconi_turns_are_chained_where_the_prompt_can_hold_the_last_turn(trace
 
 def test_marconi_parquet_reads_like_its_csv(trace, tmp_path):
     frame = pl.DataFrame(
-        {"num_input_tokens": [3, 4], "num_output_tokens": [1, 2], "input_tokens": ["[1, 2, 3]", "[1, 2, 3, 4]"],
-         "session_id": [1, 1], "turn_id": [0, 1], "ts": [0.0, 2.5], "output_tokens": ["[9]", "[9, 9]"]}
-    )  # fmt: skip
+        {
+            "num_input_tokens": [3, 4],
+            "num_output_tokens": [1, 2],
+            "input_tokens": ["[1, 2, 3]", "[1, 2, 3, 4]"],
+            "output_tokens": ["[9]", "[9, 9]"],
+            "session_id": [1, 1],
+            "turn_id": [0, 1],
+            "ts": [0.0, 2.5],
+        }
+    )
     frame.write_parquet(tmp_path / "m.parquet")
     frame.write_csv(tmp_path / "m.csv")
     workload = read_trace(tmp_path / "m.parquet")
@@ -318,7 +327,7 @@ def test_sharegpt_prompts_hold_all_that_was_said_before(trace):
     assert rows == [(5, 7, "x", None), (15, 2, "x", 0), (40, 6, "y", None)]
 
 
-def with_field(record: dict, **changes) -> str:
+def with_field(record: dict[str, Any], **changes) -> str:
     return jsonl([MOONCAKE[0], {**record, **changes}])
 
 
@@ -343,55 +352,117 @@ NATIVE_LINE = '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
         (NATIVE + "2,3,4,5\n", "t.trace, line 4: 4 fields; expected 3"),
         (NATIVE_HEADER + "2,3,4,5\n", "t.trace, line 2: 4 fields; expected 3"),
         (NATIVE + "2,3\n", "t.trace, row 3 (line 4), column 'output_tokens': no value"),
-        (NATIVE + "\n\n2,x,4\n", "t.trace, row 3 (line 6), column 'prompt_tokens': not a whole number (got 'x')"),
+        (
+            NATIVE + "\n\n2,x,4\n",
+            "t.trace, row 3 (line 6), column 'prompt_tokens': not a whole number (got 'x')",
+        ),
         (NATIVE + ",,\n", "t.trace, row 3 (line 4), column 'arrival_s': no value"),
-        (NATIVE + "nan,3,4\n", "t.trace, row 3 (line 4), column 'arrival_s': not a finite number (got 'nan')"),
+        (
+            NATIVE + "nan,3,4\n",
+            "t.trace, row 3 (line 4), column 'arrival_s': not a finite number (got 'nan')",
+        ),
         (NATIVE + "-2,3,4\n", "t.trace, row 3 (line 4), column 'arrival_s': negative value (got '-2')"),
         ("arrival_s,prompt_tokens,prompt_tokens\n1,2,3\n", "line 1: two columns are called 'prompt_tokens'"),
         ("arrival_s,promt_tokens,output_tokens\n1,2,3\n", "missing column 'prompt_tokens' of native"),
         ("arrival_s,promt_tokens,output_tokens\n1,2,3\n", "did you mean promt_tokens?"),
         ("arrival_s,prompt_tokens\n1,2\n", "missing column 'output_tokens' of native"),
-        ("arrival_s,prompt_tokens,output_tokens,sesion_id\n1,2,3,a\n",
-         "unknown column 'sesion_id'; did you mean session_id?"),
+        (
+            "arrival_s,prompt_tokens,output_tokens,sesion_id\n1,2,3,a\n",
+            "unknown column 'sesion_id'; did you mean session_id?",
+        ),
         ("a,b\n1,2\n", "no trace format has these columns (columns found: 'a', 'b'); expected native: "),
         ("TIMESTAMP,ContextTokens\n", "missing column 'GeneratedTokens' of azure"),
         (AZURE + "yesterday,1,2\n", "row 3 (line 4), column 'TIMESTAMP': not a time (got 'yesterday')"),
         (AZURE + ",1,2\n", "row 3 (line 4), column 'TIMESTAMP': no value"),
-        (AZURE + "2023-11-16 18:15:46,-1,2\n", "row 3 (line 4), column 'ContextTokens': negative value (got '-1')"),
-        (BURSTGPT + "9,,,,x,1,1,l\n", "row 4 (line 5), column 'Request tokens': not a whole number (got 'x')"),
+        (
+            AZURE + "2023-11-16 18:15:46,-1,2\n",
+            "row 3 (line 4), column 'ContextTokens': negative value (got '-1')",
+        ),
+        (AZURE.split("\n")[0] + "\n", "t.trace: no request"),
+        (
+            BURSTGPT + "9,,,,x,1,1,l\n",
+            "row 4 (line 5), column 'Request tokens': not a whole number (got 'x')",
+        ),
         (NATIVE_LINE + "nonsense\n", "t.trace, line 2: not valid JSON"),
         (NATIVE_LINE + "\n[1]\n", "t.trace, line 3: not a JSON object (got '[1]')"),
-        (NATIVE_LINE + NATIVE_LINE.strip() + "," + NATIVE_LINE, "t.trace, line 2: not valid JSON: Extra data"),
+        (
+            NATIVE_LINE + NATIVE_LINE.strip() + "," + NATIVE_LINE,
+            "t.trace, line 2: not valid JSON: Extra data",
+        ),
         (NATIVE_LINE + NATIVE_LINE.replace("}", ', "x": 1}'), "t.trace: unknown column 'x'"),
         ('{"arrival_s": 0,\n "prompt_tokens": }', "t.trace, line 2: not valid JSON"),
         ("[]", "t.trace: not a JSON object"),
         ("[1, 2]", "t.trace: not a JSON object"),
-        (with_field(MOONCAKE[1], timestamp=-5), "row 2 (line 2), column 'timestamp': negative value (got -5)"),
-        (with_field(MOONCAKE[1], timestamp="noon"), "row 2 (line 2), column 'timestamp': value of an unexpected kind"),
-        (with_field(MOONCAKE[1], timestamp=float("nan")), "column 'timestamp': not a finite number (got nan)"),
+        (
+            with_field(MOONCAKE[1], timestamp=-5),
+            "row 2 (line 2), column 'timestamp': negative value (got -5)",
+        ),
+        (
+            with_field(MOONCAKE[1], timestamp="noon"),
+            "row 2 (line 2), column 'timestamp': value of an unexpected kind",
+        ),
+        (
+            with_field(MOONCAKE[1], timestamp=float("nan")),
+            "column 'timestamp': not a finite number (got nan)",
+        ),
         (with_field(MOONCAKE[1], timestamp=None), "row 2 (line 2), column 'timestamp': no value"),
-        (with_field(MOONCAKE[1], input_length=True), "row 2 (line 2), column 'input_length': value of an unexpected"),
-        (with_field(MOONCAKE[1], input_length=512.5), "column 'input_length': not a whole number (got 512.5)"),
+        (
+            with_field(MOONCAKE[1], input_length=True),
+            "row 2 (line 2), column 'input_length': value of an unexpected",
+        ),
+        (
+            with_field(MOONCAKE[1], input_length=512.5),
+            "column 'input_length': not a whole number (got 512.5)",
+        ),
         (with_field(MOONCAKE[1], input_length=10**30), "column 'input_length': value not understood"),
-        (with_field(MOONCAKE[1], hash_ids=[0, 1]), "row 2 (line 2), column 'block_hashes': 2 block hashes for a"),
-        (with_field(MOONCAKE[1], hash_ids=[2**64]), "row 2 (line 2), column 'hash_ids': value not understood"),
+        (
+            with_field(MOONCAKE[1], hash_ids=[0, 1]),
+            "row 2 (line 2), column 'block_hashes': 2 block hashes for a",
+        ),
+        (
+            with_field(MOONCAKE[1], hash_ids=[2**64]),
+            "row 2 (line 2), column 'hash_ids': value not understood",
+        ),
         (with_field(MOONCAKE[1], hash_ids=[-1]), "row 2 (line 2), column 'hash_ids': value not understood"),
-        (with_field(MOONCAKE[1], hash_ids=5), "row 2 (line 2), column 'hash_ids': value of an unexpected kind"),
-        (jsonl([*BAILIAN, BAILIAN[0]]), "row 5 (line 5), column 'chat_id': this chat was in an earlier row (got 7)"),
+        (
+            with_field(MOONCAKE[1], hash_ids=5),
+            "row 2 (line 2), column 'hash_ids': value of an unexpected kind",
+        ),
+        (
+            jsonl([*BAILIAN, BAILIAN[0]]),
+            "row 5 (line 5), column 'chat_id': this chat was in an earlier row (got 7)",
+        ),
         (jsonl([{**BAILIAN[0], "parent_chat_id": 7}]), "column 'parent': the request is its own ancestor"),
-        ('num_input_tokens,num_output_tokens,input_tokens\n3,1,"[1, 2]"\n', "row 1 (line 2), column 'num_input_tokens'"),
-        ('num_input_tokens,num_output_tokens,input_tokens\n1,1,[1]\n1,1,[\n', "row 2 (line 3), column 'input_tokens'"),
-        (json.dumps({**VLLM_BENCH, "start_times": [1.0]}), "'start_times' and 'input_lens' differ in length (1 against 3)"),
+        (
+            'num_input_tokens,num_output_tokens,input_tokens\n3,1,"[1, 2]"\n',
+            "row 1 (line 2), column 'num_input_tokens'",
+        ),
+        (
+            "num_input_tokens,num_output_tokens,input_tokens\n1,1,[1]\n1,1,[\n",
+            "row 2 (line 3), column 'input_tokens'",
+        ),
+        (
+            json.dumps({**VLLM_BENCH, "start_times": [1.0]}),
+            "'start_times' and 'input_lens' differ in length (1 against 3)",
+        ),
         (json.dumps({**VLLM_BENCH, "output_lens": 3}), "'output_lens' is no array"),
         (json.dumps({**VLLM_BENCH, "start_times": [1, 2, None]}), "row 3, column 'start_times': no value"),
         (jsonl([VLLM_BENCH, VLLM_BENCH]), "several results in one file"),
-        (json.dumps([{"id": "x", "conversations": [{"from": "human", "value": "hello"}]}]),
-         "entry 1, turn 1: ShareGPT text has no token counts; expected counts from your model's tokenizer"),
-        (json.dumps([{"conversations": [{"from": "gpt", "tokens": -1}]}]), "entry 1, turn 1: not a token count (got -1)"),
+        (
+            json.dumps([{"id": "x", "conversations": [{"from": "human", "value": "hello"}]}]),
+            "entry 1, turn 1: ShareGPT text has no token counts; expected counts from your model's tokenizer",
+        ),
+        (
+            json.dumps([{"conversations": [{"from": "gpt", "tokens": -1}]}]),
+            "entry 1, turn 1: not a token count (got -1)",
+        ),
         (json.dumps([{"conversations": 4}]), "entry 1: 'conversations' is no list"),
-        (json.dumps([{"conversations": [], "prompt_tokens": "x", "output_tokens": 1}]), "entry 1, 'prompt_tokens': not"),
+        (
+            json.dumps([{"conversations": [], "prompt_tokens": "x", "output_tokens": 1}]),
+            "entry 1, 'prompt_tokens': not",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_refused_with_its_place(content, message, refusal):
     assert message in refusal(content)
 
@@ -420,6 +491,17 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         read_trace(tmp_path)
 
 
+def test_a_damaged_parquet_file_is_refused(tmp_path, capfd):
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"arrival_s": [0.0, 1.0], "prompt_tokens": [1, 2], "output_tokens": [1, 2]}).write_parquet(
+        path
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 3] + b"9" * 8 + data[len(data) // 3 :])
+    with pytest.raises(InputError, match=r"t\.parquet: not valid Parquet"):
+        read_trace(path)
+
+
 def test_blank_lines_are_no_requests(trace):
     assert len(trace(NATIVE.replace("\n", "\n\n")).requests) == 2
     assert len(trace(jsonl(MOONCAKE).replace("\n", "\n\n")).requests) == 2
@@ -445,3 +527,28 @@ def test_public_traces_read_whole(name, format, count):
         pytest.skip(f"{name} of the shared data is not here")
     workload = read_trace(DATA / name)
     assert (workload.format, len(workload.requests), workload.counts) == (format, count, {})
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
+def test_milliseconds_become_the_nearest_double_of_their_decimal_seconds(tmp_path_factory, stamps_ms):
+    records = [{"timestamp": stamp, "input_length": 1, "output_length": 1} for stamp in sorted(stamps_ms)]
+    path = tmp_path_factory.mktemp("traces") / "t.jsonl"
+    path.write_text(jsonl(records))
+    expected = [float(f"{stamp // 1000}.{stamp % 1000:03}") for stamp in sorted(stamps_ms)]
+    assert read_trace(path).requests["arrival_s"].to_list() == expected
+
+
+@settings(max_examples=300)
+@given(
+    name=st.sampled_from(sorted(EXAMPLES)),
+    cut=st.tuples(st.integers(0, 400), st.integers(0, 30)),
+    insert=st.one_of(
+        st.binary(max_size=6), st.sampled_from([b",", b"\n", b'"', b"-1", b"[", b"{}", b"null", b"1e999"])
+    ),
+)
+def test_a_damaged_file_is_read_or_refused_but_never_a_traceback(tmp_path_factory, name, cut, insert):
+    text, (start, length) = EXAMPLES[name].encode(), cut
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(text[:start] + insert + text[start + length :])
+    with contextlib.suppress(InputError):
+        assert len(read_trace(path).requests) > 0

@@ -304,7 +304,7 @@ def read_scenario_tree(path: Path) -> dict[str, Any]:
         raise InputError(
             "the scenario is not a mapping", where=str(path), expected="keys such as model, workload, fleet"
         )
-    return _anchor_paths(tree, path.parent)
+    return anchor_paths(tree, path.parent)
 
 
 def reason(error: Exception) -> str:
@@ -318,7 +318,8 @@ _PATHS = (("workload", "trace"), ("site", "carbon_series"),
           ("workload", "synthetic", "prefixes", "turn_tokens", "trace"))  # fmt: skip
 
 
-def _anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Take the relative paths of a scenario tree from `folder`, in place."""
     for *parents, leaf in _PATHS:
         node: Any = tree
         for key in parents:

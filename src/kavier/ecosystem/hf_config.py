@@ -62,9 +62,7 @@ def _plain(fields: Fields, layers: int) -> list[Mlp]:
 
 
 def _mixture(fields: Fields, width: str, **extra: Any) -> Mlp:
-    return Mlp(
-        fields.int(width), experts=fields.int(*EXPERTS), experts_per_token=fields.int(*TOP_K), **extra
-    )
+    return Mlp(fields.int(width), experts=fields.int(*EXPERTS), experts_per_token=fields.int(*TOP_K), **extra)
 
 
 def _mixtral(fields: Fields, layers: int) -> list[Mlp]:
@@ -84,9 +82,7 @@ def _qwen3_moe(fields: Fields, layers: int) -> list[Mlp]:
 def _deepseek(fields: Fields, layers: int) -> list[Mlp]:
     shared = fields.int("n_shared_experts", default=0) * fields.int("moe_intermediate_size")
     corrected = fields.text("topk_method", default="") == "noaux_tc"  # e_score_correction_bias
-    sparse = _mixture(
-        fields, "moe_intermediate_size", shared_intermediate_size=shared, router_bias=corrected
-    )
+    sparse = _mixture(fields, "moe_intermediate_size", shared_intermediate_size=shared, router_bias=corrected)
     dense = Mlp(fields.int("intermediate_size"))
     first, every = fields.int("first_k_dense_replace"), fields.int("moe_layer_freq", default=1)
     return [sparse if i >= first and i % every == 0 else dense for i in range(layers)]
@@ -149,9 +145,7 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_oss": Family(_alternating, _gpt_oss, qkv_bias=True, output_bias=True, sinks=True),
     "granite": Family(),
     "olmo2": Family(qk_norm=True, qk_norm_full=True),
-    "starcoder2": Family(
-        _uniform_window, _plain, qkv_bias=True, output_bias=True, tied=True, norm_bias=True
-    ),
+    "starcoder2": Family(_uniform_window, _plain, qkv_bias=True, output_bias=True, tied=True, norm_bias=True),
 }
 
 _UNMODELLED: Mapping[str, str] = {
@@ -193,7 +187,7 @@ def spec_from_hf_config(config: Mapping[str, Any], name: str) -> ModelSpec:
         raise InputError(
             f"unknown model_type {kind!r}",
             where=name,
-            expected=f"one of {', '.join(sorted(FAMILIES))}; for a model of the same layers, a config.json with that model_type",
+            expected=f"one of {', '.join(sorted(FAMILIES))} (of one whose layers are the same, if any)",
             near=(kind, FAMILIES),
         )
     notes = _check_modelled(fields, family)

@@ -201,16 +201,14 @@ class ModelSpec:
             yield from layer.mlp.weights(self.hidden_size)
 
     def parameters(self) -> int:
-        """Parameters of the served model, exactly: what its checkpoint stores, quantisation scales not counted."""
+        """Parameters of the served model, exactly; quantisation scales are not parameters."""
         return sum(weight.parameters() for weight in self.weights())
 
     def active_parameters(self) -> int:
         """Parameters one token uses: all but the routed experts it is not sent to (embeddings included)."""
         return sum(weight.parameters(active=True) for weight in self.weights())
 
-    def kv_bytes_per_token(
-        self, kv_cache_dtype: KvCacheDtype = "auto", tensor_parallel_size: int = 1
-    ) -> int:
+    def kv_bytes_per_token(self, kv_cache_dtype: KvCacheDtype = "auto", tensor_parallel_size: int = 1) -> int:
         """Bytes one token holds in the KV cache of ONE GPU, over all layers.
 
         "auto" is the model's 16-bit type. Sliding-window layers count like full ones: one token, one entry.
@@ -218,8 +216,7 @@ class ModelSpec:
         value_bytes = 1 if kv_cache_dtype == "fp8" else _PLAIN_BYTES
         counts = Counter(layer.attention for layer in self.layers)
         return value_bytes * sum(
-            count * attention.kv_values_per_token(tensor_parallel_size)
-            for attention, count in counts.items()
+            count * attention.kv_values_per_token(tensor_parallel_size) for attention, count in counts.items()
         )
 
     def weight_bytes(self, tensor_parallel_size: int = 1) -> int:

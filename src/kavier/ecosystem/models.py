@@ -116,5 +116,7 @@ def _read_config(path: Path) -> ModelSpec:
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{path}, line {error.lineno}") from None
     if not isinstance(config, dict):
-        raise InputError("the config is not an object", where=str(path), expected="a Hugging Face config.json")
+        raise InputError(
+            "the config is not an object", where=str(path), expected="a Hugging Face config.json"
+        )
     return spec_from_hf_config(config, str(path))

@@ -90,7 +90,9 @@ def _compressed_tensors(fields: Fields, section: Section) -> Quantization:
         block = weights.get("block_structure")
         return {"weight_dtype": "fp8", "quant_group_size": _block_side(fields, block) if block else 0}
     if weights.get("type") != "int":
-        raise _refuse(fields, f"weights of {weights.get('num_bits')}-bit {weights.get('type')} are not modelled")
+        raise _refuse(
+            fields, f"weights of {weights.get('num_bits')}-bit {weights.get('type')} are not modelled"
+        )
     symmetric = weights.get("symmetric", True)
     return _int4(fields, weights.get("num_bits"), weights.get("group_size"), zero_points=not symmetric)
 

@@ -102,6 +102,6 @@ def block_hashes(prefixes: Prefixes, rows: Sessions, prompt_tokens: Ints) -> pl.
     row = np.repeat(np.arange(blocks.size), blocks)
     block = np.arange(row.size) - np.repeat(np.cumsum(blocks) - blocks, blocks)
     identity = np.where(block < in_system, rows.system[row] * in_system, start[rows.session[row]]) + block
-    identity = np.where(block < whole[row], identity, first_partial).astype(np.uint64)
+    identity = np.where(block < whole[row], identity, first_partial + row).astype(np.uint64)
     flat = pl.DataFrame({"row": row, "block": identity})
     return flat.group_by("row", maintain_order=True).agg("block")["block"].alias("block_hashes")

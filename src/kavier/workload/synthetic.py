@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from kavier.scenario import Arrivals, Lengths, Prefixes, Synthetic
+from kavier.scenario import (
+    Arrivals,
+    Lengths,
+    Prefixes,
+    Synthetic,
+    anchor_paths,
+    parse_scenario,
+    read_scenario_tree,
+    set_path,
+)
 from kavier.workload.arrivals import arrival_times
 from kavier.workload.lengths import Drawn, draw_lengths
 from kavier.workload.prefixes import (
@@ -71,6 +83,30 @@ def generate(spec: Synthetic, seed: int) -> Workload:
         frame, counts = _shared(full, arrivals, prefixes, streams)
     source = f"preset {full.preset}" if full.preset else "synthetic"
     return make_workload(frame, source=source, format="synthetic", counts=counts)
+
+
+def read_spec(path: Path | None, overrides: Mapping[str, Any]) -> Synthetic:
+    """A specification from a YAML file with the keys of `workload.synthetic`, then overridden.
+
+    Args:
+        path: The file; None = nothing but the overrides.
+        overrides: preset, num_prompts, duration_s, request_rate; None = not given. A count or a
+            duration replaces whichever of the two the file has.
+
+    Raises:
+        InputError: As for a scenario; keys are named as they would be in one.
+    """
+    tree = read_scenario_tree(path) if path else {}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if given.keys() & {"num_prompts", "duration_s"}:
+        tree = {key: value for key, value in tree.items() if key not in ("num_prompts", "duration_s")}
+    for name, value in given.items():
+        set_path(tree, "arrivals.request_rate" if name == "request_rate" else name, value)
+    scenario: dict[str, Any] = {"model": "any", "fleet": {"gpu": "any"}, "workload": {"synthetic": tree}}
+    anchored = anchor_paths(scenario, path.parent) if path else scenario
+    synthetic = parse_scenario(anchored, where=str(path or "synthetic load")).workload.synthetic
+    assert synthetic is not None  # the tree above has it
+    return synthetic
 
 
 def _streams(spec: Synthetic, seed: int) -> Streams:

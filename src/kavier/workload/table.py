@@ -147,7 +147,7 @@ def _check_blocks(table: pl.DataFrame, at: At) -> None:
         hashed & ~(size > 0).fill_null(value=False), size, at, "no block size", "tokens per block, at least 1"
     )
     first = size.filter(hashed).first() if hashed.any() else 0
-    refuse(hashed & (size != first), size, at, "a second block size", f"{first}, as in the rows before")
+    refuse(hashed & (size != first), size, at, "a second block size", f"{first!r}, as in the rows before")
     blocks = (table["prompt_tokens"] + size - 1) // size
     _refuse_count(hashes.list.len(), blocks, table, at)
 

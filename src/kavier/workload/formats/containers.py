@@ -13,6 +13,9 @@ import polars as pl
 
 from kavier.errors import InputError
 
+# Polars panics, which is no Exception, on some damaged files.
+_PARQUET_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
 
 def csv_header(data: bytes, where: str) -> tuple[str, ...]:
     """Names in the first line, stripped.
@@ -78,7 +81,7 @@ def parquet_header(data: bytes, where: str) -> tuple[str, ...]:
     """
     try:
         return tuple(pl.read_parquet_schema(io.BytesIO(data)))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except _PARQUET_FAILURES as error:
         raise InputError(f"not valid Parquet: {_first_line(error)}", where=where) from None
 
 
@@ -90,7 +93,7 @@ def parquet_frame(data: bytes, columns: Sequence[str], where: str) -> pl.DataFra
     """
     try:
         return pl.read_parquet(io.BytesIO(data), columns=list(columns))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except _PARQUET_FAILURES as error:
         raise InputError(f"not valid Parquet: {_first_line(error)}", where=where) from None
 
 

@@ -17,7 +17,8 @@ def _read(file: TraceFile) -> Workload:
     rules = dict(zip(_HEADER, (SECONDS, TOKENS, TOKENS), strict=True))
     trace = file.table({**rules, "hash_ids": OPTIONAL_NUMBERS})
     frame = trace.select(
-        arrival_s=pl.col("timestamp") / MS_PER_S,
+        # NumPy: polars divides by multiplying with the reciprocal, which is off in the last bit.
+        arrival_s=pl.Series(trace["timestamp"].to_numpy() / MS_PER_S),
         prompt_tokens="input_length",
         output_tokens="output_length",
     )

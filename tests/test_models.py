@@ -1,0 +1,291 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kavier.ecosystem.hf_config import FAMILIES, spec_from_hf_config
+from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec
+from kavier.ecosystem.models import find_model, model_entry, model_names
+from kavier.errors import InputError
+
+GIB = 2**30
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+}
+
+
+def tiny(**changed):
+    return spec_from_hf_config({**TINY, **changed}, "tiny")
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_catalog_model_has_its_published_parameter_count(name):
+    published = model_entry(name).published_parameters
+    tolerance = 5e-5 if name == "deepseek-ai/DeepSeek-V3" else 0  # published as 671B, no more digits
+    assert find_model(name).parameters() == pytest.approx(published, rel=tolerance, abs=0)
+
+
+def test_the_catalog_has_the_models_people_serve():
+    assert len(model_names()) >= 40
+    for name in model_names(variants=True):
+        entry = model_entry(name)
+        assert find_model(name).layers
+        assert entry.source.startswith("https://")
+        assert entry.date
+
+
+@pytest.mark.parametrize(
+    ("name", "expected_bytes"),
+    [
+        ("meta-llama/Llama-2-7b-hf", 524_288),
+        ("meta-llama/Llama-3.1-8B", 131_072),
+        ("meta-llama/Llama-3.1-70B", 327_680),
+        ("meta-llama/Llama-3.1-405B", 516_096),
+        ("Qwen/Qwen2.5-7B", 57_344),
+        ("Qwen/Qwen3-8B", 147_456),
+        ("Qwen/Qwen3-30B-A3B", 98_304),
+        ("Qwen/Qwen3-0.6B", 114_688),  # vLLM: 4.38 GiB for 40,960 tokens
+        ("mistralai/Mixtral-8x7B-v0.1", 131_072),
+        ("deepseek-ai/DeepSeek-V3", 70_272),
+        ("deepseek-ai/DeepSeek-V2-Lite", 31_104),
+        ("openai/gpt-oss-120b", 73_728),
+        ("google/gemma-2-27b", 376_832),
+    ],
+)
+def test_kv_bytes_per_token_are_the_published_ones(name, expected_bytes):
+    assert find_model(name).kv_bytes_per_token() == expected_bytes
+
+
+def test_kv_heads_are_split_until_there_is_one_a_gpu_and_latents_are_copied():
+    llama, deepseek = find_model("llama-3.1-8b"), find_model("deepseek-v3")
+    assert [llama.kv_bytes_per_token("auto", tp) for tp in (1, 2, 8, 16)] == [131072, 65536, 16384, 16384]
+    assert deepseek.kv_bytes_per_token("auto", 8) == deepseek.kv_bytes_per_token()
+    assert llama.kv_bytes_per_token("fp8") == 65536
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Qwen/Qwen3-30B-A3B", 3.3),
+        ("Qwen/Qwen3-235B-A22B", 22.2),
+        ("mistralai/Mixtral-8x7B-v0.1", 12.9),
+        ("mistralai/Mixtral-8x22B-v0.1", 39.1),
+        ("deepseek-ai/DeepSeek-V3", 37.5),
+        ("deepseek-ai/DeepSeek-V2", 21.4),
+    ],
+)
+def test_active_parameters_are_those_of_the_model_cards(name, billions):
+    assert find_model(name).active_parameters() == pytest.approx(billions * 1e9, rel=0.02)
+
+
+def test_gpt_oss_active_parameters_are_the_cards_less_the_embedding_it_leaves_out():
+    model = find_model("openai/gpt-oss-120b")
+    embedding = model.vocab_size * model.hidden_size
+    assert model.active_parameters() - embedding == pytest.approx(5.13e9, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint_gib"), [("openai/gpt-oss-120b", 60.8), ("openai/gpt-oss-20b", 12.8)]
+)
+def test_mxfp4_weights_weigh_what_the_model_card_says(name, checkpoint_gib):
+    assert find_model(name).weight_bytes() / GIB == pytest.approx(checkpoint_gib, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("name", "loaded_gib"),
+    [("llama-3.1-8b", 14.96), ("Qwen/Qwen3-8B", 15.26), ("codellama-34b-hf", 62.85)],
+)
+def test_sixteen_bit_weights_weigh_what_vllm_loads(name, loaded_gib):
+    assert find_model(name).weight_bytes() / GIB == pytest.approx(loaded_gib, abs=0.01)
+
+
+def test_awq_weights_weigh_what_vllm_loads():
+    entry = model_entry("Qwen/Qwen2.5-7B-Instruct")
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    model = spec_from_hf_config({**entry.config, "quantization_config": awq}, "awq")
+    assert model.weight_bytes() / GIB == pytest.approx(5.2, abs=0.05)  # 5.57 GB of safetensors
+
+
+def test_fp8_halves_the_linears_and_leaves_the_rest():
+    plain, fp8 = find_model("Qwen/Qwen3-8B"), find_model("Qwen/Qwen3-8B-FP8")
+    assert fp8.parameters() == plain.parameters()
+    linears = sum(w.parameters() for w in plain.weights() if w.role in ("attention", "mlp"))
+    scales = fp8.weight_bytes() - (plain.weight_bytes() - linears)
+    assert 0 < scales == linears // (128 * 128) * 4
+
+
+def test_what_a_gpu_holds_shrinks_with_more_gpus_but_never_below_its_share():
+    for name in ("llama-3.1-70b", "deepseek-v3", "gpt-oss-120b"):
+        model = find_model(name)
+        sizes = [model.weight_bytes(tp) for tp in (1, 2, 4, 8)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert all(tp * size >= sizes[0] for tp, size in zip((1, 2, 4, 8), sizes, strict=True))
+        assert sizes[3] < sizes[0] / 7.5
+
+
+def test_names_are_found_whatever_the_case_and_without_their_organisation():
+    spec = find_model("meta-llama/Llama-3.1-8B")
+    assert find_model("META-LLAMA/llama-3.1-8b") == spec
+    assert find_model("llama-3.1-8b") == spec
+    instruct = find_model("llama-3.1-8b-instruct")
+    assert instruct.name == "meta-llama/Llama-3.1-8B-Instruct"
+    assert instruct.layers == spec.layers
+
+
+def test_a_variant_has_its_own_context():
+    assert find_model("Qwen/Qwen2.5-7B").max_model_len == 131072
+    assert find_model("Qwen/Qwen2.5-7B-Instruct").max_model_len == 32768
+
+
+def test_an_unknown_name_offers_the_nearest():
+    with pytest.raises(InputError, match=r"unknown model 'meta-llama/Llama-3.1-9B'.*Llama-3\.1-8B"):
+        find_model("meta-llama/Llama-3.1-9B")
+
+
+def test_a_local_config_is_read_by_file_and_by_folder(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
+    assert find_model(str(path)).layers == find_model(str(tmp_path)).layers == tiny().layers
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "line 1: not valid JSON"), ("[]", "not an object"), (None, "No such file")]
+)
+def test_an_unreadable_config_is_one_clear_error(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_model(str(path))
+
+
+def test_a_tiny_llama_is_counted_by_hand():
+    attention = 64 * 64 * 2 + 2 * 32 * 64
+    mlp = 3 * 64 * 128
+    assert tiny().parameters() == 2 * 100 * 64 + 64 + 2 * (attention + mlp + 2 * 64)
+    assert tiny(tie_word_embeddings=True).parameters() == tiny().parameters() - 100 * 64
+    assert tiny(attention_bias=True).parameters() == tiny().parameters() + 2 * (64 + 2 * 32 + 64)
+    assert tiny(mlp_bias=True).parameters() == tiny().parameters() + 2 * (2 * 128 + 64)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model_type": "lama"}, "unknown model_type 'lama'.*did you mean llama"),
+        ({"model_type": "mamba2"}, "unknown model_type 'mamba2'; expected one of"),
+        ({"model_type": None}, "no model_type"),
+        ({"hidden_size": None}, "no hidden_size"),
+        ({"hidden_size": "64"}, r"hidden_size: a whole number is needed \(got '64'\)"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: a whole number"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: true or false"),
+        ({"num_local_experts": 8}, "num_local_experts: this model_type has no mixture"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank: latent attention"),
+        ({"index_topk": 2048}, "index_topk: DeepSeek sparse attention"),
+        ({"linear_num_key_heads": 16}, "linear_num_key_heads: linear attention is not modelled"),
+        ({"layer_types": ["full_attention"]}, "layer_types: it lists 1 layers, num_hidden_layers says 2"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "'linear_attention' layers are not"),
+        ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype: one of bfloat16"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes' is not modelled"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 is modelled for gpt_oss only"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": 128}}, "8-bit integer"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.0"]}},
+            "leaving 'model.layers.0' unquantised",
+        ),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_the_name_of_its_field(changed, message):
+    with pytest.raises(InputError, match=message):
+        tiny(**changed)
+
+
+def test_sliding_windows_are_placed_on_their_layers():
+    def windows(name):
+        return [layer.attention.window for layer in find_model(name).layers[:7]]
+
+    assert windows("gpt-oss-20b")[:4] == [128, None, 128, None]
+    assert windows("gemma-3-4b-it") == [1024] * 5 + [None, 1024]
+    assert windows("mistral-7b-v0.1")[:2] == [4096, 4096]
+    assert windows("mistral-7b-v0.3")[:2] == [None, None]
+    assert windows("qwen2.5-7b")[:2] == [None, None]
+    listed = tiny(layer_types=["full_attention", "sliding_attention"], sliding_window=64)
+    assert [layer.attention.window for layer in listed.layers] == [None, 64]
+
+
+def test_qwen_windows_need_their_switch():
+    qwen = {"model_type": "qwen2", "sliding_window": 128, "max_window_layers": 1}
+    assert all(layer.attention.window is None for layer in tiny(**qwen, use_sliding_window=False).layers)
+    switched = tiny(**qwen, use_sliding_window=True)
+    assert [layer.attention.window for layer in switched.layers] == [None, 128]
+
+
+def test_experts_are_placed_on_their_layers():
+    deepseek = [layer.mlp.experts for layer in find_model("deepseek-v3").layers]
+    assert deepseek == [0] * 3 + [256] * 58
+    moe = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    assert [x.mlp.experts for x in tiny(**moe, mlp_only_layers=[0]).layers] == [0, 8]
+    assert [x.mlp.experts for x in tiny(**moe, decoder_sparse_step=2).layers] == [0, 8]
+
+
+def test_a_multimodal_config_is_read_through_its_text_config_and_says_so():
+    text = {**TINY, "model_type": "gemma3_text", "sliding_window": 32}
+    model = spec_from_hf_config({"model_type": "gemma3", "vision_config": {}, "text_config": text}, "mm")
+    assert model.parameters() == spec_from_hf_config(text, "text").parameters()
+    seen = spec_from_hf_config({"vision_config": {"layers": 2}, "text_config": text}, "mm")
+    assert any("vision tower" in note for note in seen.notes)
+
+
+def test_what_is_left_out_is_noted():
+    assert any("multi-token-prediction" in note for note in find_model("deepseek-r1").notes)
+    assert any("sliding-window" in note for note in find_model("gpt-oss-20b").notes)
+    assert find_model("llama-3.1-8b").notes == ()
+
+
+def test_rope_scaling_stretches_the_context_as_vllm_does():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    assert tiny(rope_scaling=yarn).max_model_len == 1024
+    assert tiny(rope_scaling={"rope_type": "linear", "factor": 2.0}).max_model_len == 1024
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}
+    assert tiny(rope_scaling=llama3).max_model_len == 512
+    assert find_model("deepseek-v3").max_model_len == 163840
+    assert find_model("gpt-oss-120b").max_model_len == 131072
+
+
+def test_compressed_tensors_are_read():
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+    section = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+    model = tiny(quantization_config={**section, "ignore": ["lm_head"]})
+    assert (model.weight_dtype, model.quant_group_size, model.quant_zero_points) == ("int4", 32, False)
+    fp8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    section["config_groups"] = {"group_0": {"weights": fp8}}
+    assert tiny(quantization_config=section).weight_dtype == "fp8"
+
+
+@given(
+    heads=st.sampled_from([1, 2, 4, 8]),
+    kv_heads=st.sampled_from([1, 2, 4, 8]),
+    layers=st.integers(1, 4),
+    experts=st.sampled_from([0, 4, 8]),
+    tied=st.booleans(),
+)
+def test_laws_of_counting(heads, kv_heads, layers, experts, tied):
+    attention = Attention("gqa", heads=heads, kv_heads=min(kv_heads, heads), head_dim=16)
+    mlp = Mlp(64, experts=experts, experts_per_token=min(experts, 2))
+    model = ModelSpec("m", "llama", 32, 50, (Layer(attention, mlp),) * layers, tied, 128)
+    assert model.weight_bytes() == 2 * model.parameters()
+    assert model.active_parameters() <= model.parameters()
+    assert (model.active_parameters() == model.parameters()) == (experts == 0)
+    assert model.kv_bytes_per_token() == layers * 2 * min(kv_heads, heads) * 16 * 2
+
+
+def test_every_family_is_in_the_catalog_or_reads_a_text_config():
+    known = {model_entry(name).config["model_type"] for name in model_names()}
+    assert known | {"gemma3"} == set(FAMILIES)
