@@ -491,15 +491,20 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         read_trace(tmp_path)
 
 
-def test_a_damaged_parquet_file_is_refused(tmp_path, capfd):
+def test_a_damaged_parquet_file_is_read_or_refused_but_never_a_traceback(tmp_path, capfd):
     path = tmp_path / "t.parquet"
-    pl.DataFrame({"arrival_s": [0.0, 1.0], "prompt_tokens": [1, 2], "output_tokens": [1, 2]}).write_parquet(
-        path
-    )
+    frame = pl.DataFrame({"arrival_s": [0.0, 1.0], "prompt_tokens": [1, 2], "output_tokens": [1, 2]})
+    frame.write_parquet(path)
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 3] + b"9" * 8 + data[len(data) // 3 :])
-    with pytest.raises(InputError, match=r"t\.parquet: not valid Parquet"):
-        read_trace(path)
+    refused = 0
+    for position in range(4, len(data), 9):
+        path.write_bytes(data[:position] + b"\x01" + data[position + 1 :])
+        try:
+            read_trace(path)
+        except InputError:
+            refused += 1
+    assert refused > 0
+    capfd.readouterr()  # polars' own panic messages
 
 
 def test_blank_lines_are_no_requests(trace):

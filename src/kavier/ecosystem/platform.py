@@ -95,8 +95,13 @@ def _resolve(engine: Engine, gpu: GpuSpec, model: ModelSpec) -> tuple[Engine, Kv
     assert engine.max_num_batched_tokens is not None
     assert engine.max_num_seqs is not None
     kv = kv_memory(model, gpu, engine, engine.max_num_batched_tokens, engine.max_num_seqs)
-    if engine.max_model_len != kv.max_model_len:
-        notes = (*notes, f"max_model_len = {kv.max_model_len}")
+    notes = (*notes, *kv.notes)
+    if engine.max_model_len is None:
+        notes = (*notes, f"max_model_len = {kv.max_model_len} (the model's)")
+    if kv.kv_bytes > kv.free_bytes:
+        fitting = kv.free_bytes // kv.kv_block_bytes
+        override = f"num_gpu_blocks_override = {kv.kv_blocks}"
+        notes = (*notes, f"{override} is more than the {fitting} that fit in memory")
     return engine.model_copy(update={"max_model_len": kv.max_model_len}), kv, notes
 
 

@@ -23,7 +23,8 @@ def csv_header(data: bytes, where: str) -> tuple[str, ...]:
     Raises:
         InputError: Two columns of one name.
     """
-    names = tuple(name.strip() for name in next(csv.reader([_text(data.split(b"\n", 1)[0], where)]), []))
+    _, fields = next(csv_records(data.split(b"\n", 1)[0], where), (1, []))
+    names = tuple(name.strip() for name in fields)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise InputError(f"two columns are called {twice[0]!r}", where=f"{where}, line 1")
