@@ -107,7 +107,13 @@ def test_auto_takes_what_fits_and_notes_the_cut():
     assert cut.max_model_len == (cut.kv_blocks - 1) * 16 < 131072
     assert any("max_model_len auto" in note for note in cut.notes)
     whole = memory(max_model_len="auto")
-    assert (whole.max_model_len, whole.notes) == (131072, ())
+    assert whole.max_model_len == 131072
+    assert not any("max_model_len auto" in note for note in whole.notes)
+
+
+def test_an_estimated_count_says_so_and_a_given_one_does_not():
+    assert any("estimated reserve" in note for note in memory().notes)
+    assert memory(num_gpu_blocks_override=100).notes == ()
 
 
 def test_the_model_sets_the_longest_request():

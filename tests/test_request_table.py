@@ -7,7 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kavier.errors import InputError
@@ -204,6 +204,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rows)
 def test_no_request_is_lost_and_every_parent_stays_the_same_request(drawn):
     """Model: rows carry their identity as tenant; parents point to any earlier row, or none."""
@@ -235,6 +236,7 @@ def test_no_request_is_lost_and_every_parent_stays_the_same_request(drawn):
     assert counts.get("dropped_parents", 0) == lost
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=40))
 def test_circles_are_found_exactly_when_there_are_some(draws):
     parent = [draw % len(draws) if draw % 3 else None for draw in draws]

@@ -160,6 +160,7 @@ full_rows = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(rows=st.lists(full_rows, min_size=1, max_size=8), suffix=st.sampled_from(["parquet", "jsonl"]))
 def test_a_written_trace_reads_back_exactly(tmp_path_factory, rows, suffix):
     frame = pl.DataFrame(
@@ -534,6 +535,7 @@ def test_public_traces_read_whole(name, format, count):
     assert (workload.format, len(workload.requests), workload.counts) == (format, count, {})
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
 def test_milliseconds_become_the_nearest_double_of_their_decimal_seconds(tmp_path_factory, stamps_ms):
     records = [{"timestamp": stamp, "input_length": 1, "output_length": 1} for stamp in sorted(stamps_ms)]
@@ -543,7 +545,7 @@ def test_milliseconds_become_the_nearest_double_of_their_decimal_seconds(tmp_pat
     assert read_trace(path).requests["arrival_s"].to_list() == expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     name=st.sampled_from(sorted(EXAMPLES)),
     cut=st.tuples(st.integers(0, 400), st.integers(0, 30)),

@@ -57,7 +57,7 @@ def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Prog
     scenario = _as_scenario(scenario)
     platform = build_platform(scenario)
     workload = load_workload(scenario)
-    resolved = scenario.model_copy(update={"engine": platform.engine})
+    resolved = _resolve(scenario, platform)
     timing = DatasheetTiming(platform.model, platform.gpu, platform.engine)
     played = _play(resolved, platform, timing, workload, progress)
     return _measure(resolved, platform, timing, workload, played)
@@ -85,6 +85,18 @@ def _as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenari
         return parse_scenario(read_scenario_tree(Path(scenario)), where=str(scenario))
     raise InputError(
         "not a scenario", value=scenario, expected="a Scenario, a mapping, or the path of a YAML file"
+    )
+
+
+def _resolve(scenario: Scenario, platform: Platform) -> Scenario:
+    """The scenario with every default and alias written out."""
+    return scenario.model_copy(
+        update={
+            "model": platform.model.name,
+            "engine": platform.engine,
+            "fleet": scenario.fleet.model_copy(update={"gpu": platform.gpu.name}),
+            "site": scenario.site.model_copy(update={"region": platform.region.code}),
+        }
     )
 
 

@@ -4,9 +4,9 @@ requested = ceil(total * gpu_memory_utilization); the KV cache gets what the wei
 PyTorch and the peak of a dummy step leave of it (vllm/v1/worker/gpu_worker.py,
 `determine_available_memory`). CUDA graphs are not charged: `profile_cudagraph_memory` of the V2 model runner,
 the default since 0.29, returns 0, so they live in the share that gpu_memory_utilization leaves free.
-Weights and KV are exact. The two reserves are what vLLM measures on the GPU, estimated here from few logs; only
-one of them (Llama-3.1-8B, A100, 0.31) is of a dense model under this accounting, and it helped to set them.
-Older versions reserved otherwise, so that their block counts come out close is no proof.
+Weights and KV are exact. The two reserves are what vLLM measures on the GPU, estimated here from few logs;
+only one of them (Llama-3.1-8B, A100, 0.31) is of a dense model under this accounting, and it helped to set
+them. Older versions reserved otherwise: that their block counts come out close is no proof.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ HIDDEN_COPIES = 4
 """Hidden states alive at once in a layer: its input, the residual, the normalised input and the output."""
 
 WORKSPACE_BYTES = gib_to_bytes(0.6)
-"""Library and compiled-kernel workspaces at the peak, +- 0.6 GiB: half-way between the two logs of the V2 runner
-at hand, which show 0.0 (H100 x 4, pull request 48601, a hybrid model) and 1.2 (A100, 0.31) beyond the terms above."""
+"""Library and compiled-kernel workspaces at the peak, +- 0.6 GiB: half-way between the two logs of the V2
+runner at hand, which show 0.0 (H100 x 4, pull request 48601, a hybrid model) and 1.2 (A100, 0.31) beyond the
+terms above."""
 
 NON_TORCH_BYTES = gib_to_bytes(0.3)
 """Memory outside of PyTorch on a single GPU. vLLM logs: 0.30 GiB (A100, 0.31), 0.07 (H100, 0.10.2)."""
@@ -99,6 +100,8 @@ def kv_memory(
         raise _does_not_fit(model, gpu, engine, (max_num_batched_tokens, max_num_seqs), short)
     blocks = engine.num_gpu_blocks_override or parts.free // block_bytes
     length, notes = _model_len(model, engine, blocks, block_bytes)
+    if engine.num_gpu_blocks_override is None:
+        notes = (*notes, _reserve_note(parts))
     return KvMemory(
         total_bytes=gpu.memory_bytes,
         utilized_bytes=parts.utilized,
@@ -124,6 +127,14 @@ class _Parts:
     def free(self) -> int:
         """Bytes left for KV; negative when the model does not fit."""
         return self.utilized - self.weights - self.activations - self.non_torch
+
+
+def _reserve_note(parts: _Parts) -> str:
+    reserve, doubt = bytes_to_gib(parts.activations + parts.non_torch), bytes_to_gib(WORKSPACE_BYTES)
+    return (
+        f"KV blocks rest on an estimated reserve of {reserve:.2f} GiB a GPU, +- {doubt:.1f}; "
+        "engine.num_gpu_blocks_override takes the count of a real server's log"
+    )
 
 
 def _divide(model: ModelSpec, gpu: GpuSpec, engine: Engine, step: tuple[int, int]) -> _Parts:

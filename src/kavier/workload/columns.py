@@ -159,11 +159,9 @@ def _cast_lists(series: pl.Series, at: At) -> pl.Series:
 def _parse_lists(series: pl.Series, at: At) -> pl.Series:
     """Lists written as JSON text, e.g. "[12, 7]"."""
     values = [text and _parse(text) for text in series]
-    return (
-        json_series(series.name, values, at)
-        if any(isinstance(v, list) for v in values)
-        else _build(series.name, values, _LISTS, at)
-    )
+    if not any(isinstance(value, list) for value in values):
+        return _build(series.name, values, _LISTS, at)
+    return json_series(series.name, values, at)
 
 
 def _parse(text: str) -> Any:
