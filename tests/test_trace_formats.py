@@ -293,6 +293,13 @@ def test_marconi_turns_are_chained_where_the_prompt_can_hold_the_last_turn(trace
     assert requests["parent"].to_list() == [None, None, 0, None]
 
 
+def test_marconi_turns_without_times_follow_each_other_at_once(trace):
+    rows = "session_id,turn_id,num_input_tokens,num_output_tokens\ns,0,10,5\ns,1,20,5\n"
+    requests = trace(rows).requests
+    assert requests["parent"].to_list() == [None, 0]
+    assert requests["think_s"].to_list() == [None, 0.0]
+
+
 def test_marconi_parquet_reads_like_its_csv(trace, tmp_path):
     frame = pl.DataFrame(
         {

@@ -12,6 +12,7 @@ from kavier.timing.datasheet import DatasheetTiming
 from kavier.workload.table import Workload
 
 COUNTS = {
+    "no_timestamps": "requests have no timestamp: they arrive at 0, later turns when the one before ends",
     "sorted_rows": "rows were out of order and were sorted by arrival",
     "dropped_zero_output_tokens": "requests without output tokens were dropped (failed requests)",
     "dropped_zero_prompt_tokens": "requests without prompt tokens were dropped",

@@ -44,6 +44,10 @@ RULES: dict[str, Rule] = {
 """Column -> what its values may be; parents have a check of their own."""
 
 
+AT_ONCE = pl.when(pl.col("parent").is_not_null()).then(0.0).alias("think_s")
+"""think_s of traces without timestamps: a turn arrives as soon as the one it continues has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Requests in arrival order, and what was done to them on the way in.

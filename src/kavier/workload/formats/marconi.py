@@ -9,7 +9,7 @@ import polars as pl
 
 from kavier.workload.columns import OPTIONAL_NUMBERS, OPTIONAL_TEXT, SECONDS, TOKENS, refuse
 from kavier.workload.formats.source import Format, TraceFile
-from kavier.workload.table import Workload, make_workload
+from kavier.workload.table import AT_ONCE, Workload, make_workload
 
 BLOCK_TOKENS = 16
 _HEADER = ("num_input_tokens", "num_output_tokens")
@@ -33,6 +33,8 @@ def _read(file: TraceFile) -> Workload:
     )
     if "session_id" in trace.columns:
         frame = frame.with_columns(trace["session_id"], _parents(trace))
+        if "ts" not in trace.columns:
+            frame = frame.with_columns(AT_ONCE)
     if "input_tokens" in trace.columns:
         _check_lengths(trace, file)
         hashes = pl.Series(map(block_hashes, trace["input_tokens"]), dtype=pl.List(pl.UInt64()))

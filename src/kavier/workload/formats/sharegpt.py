@@ -12,7 +12,7 @@ from kavier.errors import InputError
 from kavier.workload.columns import OPTIONAL_TEXT, TOKENS, Rule, check_column, json_series
 from kavier.workload.formats.containers import as_object
 from kavier.workload.formats.source import Format, TraceFile
-from kavier.workload.table import Workload, make_workload
+from kavier.workload.table import AT_ONCE, Workload, make_workload
 
 _ANSWERERS = ("gpt", "assistant", "chatgpt", "model", "bing", "bard")
 _PAIRS = (("prompt_tokens", "output_tokens"), ("input_tokens", "output_tokens"))
@@ -52,7 +52,7 @@ def _read(file: TraceFile) -> Workload:
 
     raw = (json_series(name, [getattr(request, name) for request in requests], at) for name in _RULES)
     frame = pl.DataFrame([check_column(column, _RULES[column.name], at) for column in raw])
-    frame = frame.with_columns(arrival_s=pl.lit(0.0))
+    frame = frame.with_columns(AT_ONCE, arrival_s=pl.lit(0.0))
     counts = {"no_timestamps": len(requests)}
     return make_workload(frame, source=where, format="sharegpt", counts=counts)
 
