@@ -158,9 +158,7 @@ class NaiveScheduler:
             hits.append(holders[0])
         return hits
 
-    def _allocate(
-        self, job: Job, upto: int, hits: list[int], *, must_fit: int = 0, reserve: int = 0
-    ) -> bool:
+    def _allocate(self, job: Job, upto: int, hits: list[int], *, must_fit: int = 0, reserve: int = 0) -> bool:
         """Room for the first `upto` tokens of a job, of which `hits` hold some; False changes nothing."""
         held = len(job.blocks) + len(hits)
         idle_hits = sum(block in self.free_queue for block in hits)

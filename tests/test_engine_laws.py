@@ -4,6 +4,7 @@ and whole runs conserve requests and tokens, respect causality and repeat exactl
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +165,7 @@ def check_blocks(scheduler: Scheduler) -> None:
         assert len(request.blocks) == scheduler.kv.blocks_for(request.num_computed_tokens)
 
 
-many = hypothesis_settings(max_examples=4 * hypothesis_settings.default.max_examples)
+many = hypothesis_settings(max_examples=4 * hypothesis_settings().max_examples)
 
 
 @many
@@ -239,6 +240,11 @@ class Case:
     router: str
     max_concurrency: int | None
 
+    @property
+    def longest(self) -> int:
+        assert isinstance(self.engine.max_model_len, int)
+        return self.engine.max_model_len
+
     def run(self, workload: pl.DataFrame | None = None) -> SimulationResult:
         return simulate_reference(
             self.workload if workload is None else workload,
@@ -254,12 +260,12 @@ class Case:
 @st.composite
 def workloads(draw, *, sessions=True, max_size=10):
     """A canonical table; hashed prompts share prefixes, follow-ups extend or forget their parent."""
-    count = draw(st.integers(1, max_size))
+    count = draw(st.integers(1, max_size) | st.just(max_size))
     rows: list[dict[str, Any]] = []
     clock, block_tokens = 0, draw(st.sampled_from([2, 4, 8]))
     hashed, with_sessions = draw(st.booleans()), sessions and draw(st.booleans())
     for row in range(count):
-        clock += draw(st.sampled_from([0, 0, 1, 3, 40]))
+        clock += draw(st.sampled_from([0, 0, 0, 1, 3, 40]))
         prompt = draw(st.integers(1, 30))
         blocks = -(-prompt // block_tokens)
         shared = draw(st.integers(0, blocks))
@@ -269,7 +275,7 @@ def workloads(draw, *, sessions=True, max_size=10):
             {
                 "arrival_s": clock / 32,
                 "prompt_tokens": prompt,
-                "output_tokens": draw(st.integers(1, 12)),
+                "output_tokens": draw(st.integers(1, 16)),
                 "block_hashes": [document + i if i < shared else 1000 * (row + 1) + i for i in range(blocks)],
                 "block_tokens": block_tokens,
                 "parent": draw(st.integers(0, row - 1)) if follows else None,
@@ -286,11 +292,11 @@ def workloads(draw, *, sessions=True, max_size=10):
 @st.composite
 def engines(draw, *, roomy=False, kv_cache=True):
     return Engine(
-        max_model_len=64 if roomy else draw(st.sampled_from([64, 25])),
+        max_model_len=64 if roomy else draw(st.sampled_from([64, 64, 25])),
         block_size=draw(st.sampled_from([1, 2, 4])),
         enable_prefix_caching=draw(st.booleans()),
-        max_num_seqs=draw(st.integers(1, 6)),
-        max_num_batched_tokens=draw(st.sampled_from([1, 4, 9, 32])),
+        max_num_seqs=draw(st.sampled_from([1, 3, 6])),
+        max_num_batched_tokens=draw(st.sampled_from([1, 4, 9, 40, 90])),
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3])),
         scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
         scheduler_reserve_full_isl=draw(st.booleans()),
@@ -301,13 +307,16 @@ def engines(draw, *, roomy=False, kv_cache=True):
 
 @st.composite
 def cases(draw, *, roomy=False, sessions=True, limited=True, kv_cache=True):
-    """`roomy`: nothing is rejected."""
+    """`roomy`: nothing is rejected. Otherwise KV memory holds from a third of the longest request to just it."""
     engine = draw(engines(roomy=roomy, kv_cache=kv_cache))
-    largest = 48 // engine.block_size
+    largest = 48 // engine.block_size  # the longest request takes 30 + 16 - 1 tokens
+    sizes = (
+        [largest, largest + 2, 3 * largest] if roomy else [largest // 3, largest // 2, largest, largest + 2]
+    )
     return Case(
         workload=draw(workloads(sessions=sessions)),
         engine=engine,
-        num_gpu_blocks=1 + draw(st.integers(largest if roomy else max(2, largest // 3), 2 * largest)),
+        num_gpu_blocks=1 + draw(st.sampled_from(sizes)),
         replicas=draw(st.integers(1, 3)),
         router=draw(st.sampled_from(sorted(ROUTERS))),
         max_concurrency=draw(st.none() | st.integers(1, 4)) if limited else None,
@@ -327,10 +336,9 @@ def test_requests_are_conserved_and_answered_in_full(case):
     assert result.requests["request"].to_list() == list(range(len(case.workload)))
     assert set(result.requests["status"]) <= {"finished", "rejected_context", "rejected_kv"}
     assert result.requests["arrival_s"].null_count() == 0
-    longest = case.engine.max_model_len
     refused = result.requests["status"] == "rejected_context"
-    assert refused.to_list() == (case.workload["prompt_tokens"] >= longest).to_list()
-    room = longest - case.workload["prompt_tokens"]
+    assert refused.to_list() == (case.workload["prompt_tokens"] >= case.longest).to_list()
+    room = case.longest - case.workload["prompt_tokens"]
     cut = (case.workload["output_tokens"] > room) & (room > 0)
     assert result.truncated == cut.sum()
     done = finished(result)
@@ -436,23 +444,24 @@ def test_no_decision_depends_on_an_output_length_before_it_can_be_seen(case, dat
     assert here.steps.filter(before).equals(there.steps.filter(before))
     columns = ["request", "arrival_s", "replica", "first_scheduled_s", "cached_tokens"]
     started = pl.col("first_scheduled_s") < seen_s
-    assert here.requests.filter(started).select(columns).equals(there.requests.filter(started).select(columns))
+    mine, theirs = (world.requests.filter(started).select(columns) for world in (here, there))
+    assert mine.equals(theirs)
 
 
 @given(cases(roomy=True) | cases(roomy=True, kv_cache=False))
 def test_max_concurrency_is_never_exceeded_and_never_wasted(case):
     assume(case.max_concurrency is not None)
     result = case.run()
-    ends = sorted(result.requests["finish_s"])
+    sent_s, ends = result.requests["arrival_s"], result.requests["finish_s"].to_list()
     for row, (due_s, _) in enumerate(due_times(case, result)):
-        arrival_s = result.requests["arrival_s"][row]
-        sent = (result.requests["arrival_s"] <= arrival_s).sum()
+        arrival_s = sent_s[row]
+        sent = (sent_s <= arrival_s).sum()
         ended = sum(end_s <= arrival_s for end_s in ends)
         assert sent - ended <= case.max_concurrency
         if arrival_s > due_s:  # it was held, so all seats were taken until an end let it in
             assert arrival_s in ends
-            before = (result.requests["arrival_s"] < arrival_s).sum() - sum(end_s < arrival_s for end_s in ends)
-            assert before == case.max_concurrency
+            ended_before = sum(end_s < arrival_s for end_s in ends)
+            assert (sent_s < arrival_s).sum() - ended_before == case.max_concurrency
 
 
 @given(cases(roomy=True, sessions=False))
@@ -462,7 +471,7 @@ def test_requests_are_held_back_in_the_order_of_the_trace(case):
 
 @given(cases(sessions=False, limited=False), st.integers(1, 3))
 def test_round_robin_over_replicas_is_as_many_separate_runs(case, replicas):
-    assume((case.workload["prompt_tokens"] < case.engine.max_model_len).all())
+    assume((case.workload["prompt_tokens"] < case.longest).all())
     together = Case(case.workload, case.engine, case.num_gpu_blocks, replicas, "round-robin", None).run()
     for index in range(replicas):
         share = case.workload[index::replicas]
@@ -477,6 +486,9 @@ def test_round_robin_over_replicas_is_as_many_separate_runs(case, replicas):
 
 
 # --- Token accounting, step by step ---------------------------------------------------------------------
+
+
+Tap = Callable[[StepScheduler], None]
 
 
 class Ledger(TableRecorder):
@@ -519,35 +531,31 @@ class Ledger(TableRecorder):
         assert work.prefill_tokens + work.decodes == tokens
         assert work.prefill_context_tokens + work.decode_context_tokens == contexts
         assert work.prefill_pairs + work.decode_context_tokens == pairs
-        decodes = [
-            (c + 1) for request, n, c in step.scheduled if n == 1 and c + 1 > request.num_prompt_tokens
-        ]
-        # A resumed request may compute a single token behind its prompt in the midst of its recomputation;
-        # whether that is called a decode does not matter to the sums above.
-        assert work.decodes <= len(decodes)
+        decodes = [r for r, n, computed in step.scheduled if n == 1 and computed >= r.num_prompt_tokens]
+        assert work.decodes == len(decodes)
 
 
-def play_with_ledger(case: Case) -> tuple[Ledger, list[Request]]:
-    """As `simulate_reference`, with our recorder."""
+def play_with_ledger(case: Case, requests: list[Request], tap: Tap = lambda scheduler: None) -> Ledger:
+    """As `simulate_reference`, with our recorder, and schedulers that `tap` has seen."""
     ledger = Ledger()
-    requests, _ = make_requests(case.workload, case.engine.max_model_len)
-    fleet = [
-        Replica(i, make_scheduler(case.engine, case.num_gpu_blocks), LinearStepTime(), ledger)
-        for i in range(case.replicas)
-    ]
+    schedulers = [make_scheduler(case.engine, case.num_gpu_blocks) for _ in range(case.replicas)]
+    for scheduler in schedulers:
+        tap(scheduler)
+    fleet = [Replica(i, scheduler, LinearStepTime(), ledger) for i, scheduler in enumerate(schedulers)]
     keys = BlockKeys(case.workload, case.engine.block_size)
     clients = Clients(requests, case.workload, case.max_concurrency)
-    Simulation(fleet, ROUTERS[case.router](), clients, keys, case.engine.max_model_len, None).run()
-    for replica in fleet:
-        assert isinstance(replica.scheduler, Scheduler)
-        replica.scheduler.kv.pool.check_integrity()
-        assert replica.scheduler.num_used_blocks == 0
-    return ledger, requests
+    Simulation(fleet, ROUTERS[case.router](), clients, keys, case.longest, None).run()
+    for scheduler in schedulers:
+        assert isinstance(scheduler, Scheduler)
+        scheduler.kv.pool.check_integrity()
+        assert scheduler.num_used_blocks == 0
+    return ledger
 
 
 @given(cases())
 def test_every_token_is_computed_once_unless_a_preemption_lost_it(case):
-    ledger, requests = play_with_ledger(case)
+    requests, _ = make_requests(case.workload, case.longest)
+    ledger = play_with_ledger(case, requests)
     for request in requests:
         if request.status != "finished":
             continue
@@ -560,6 +568,46 @@ def test_every_token_is_computed_once_unless_a_preemption_lost_it(case):
         assert spent == fresh if request.num_preemptions == 0 else fresh <= spent
     steps = ledger.steps()
     assert (steps["prefill_tokens"] + steps["decodes"]).sum() == sum(ledger.spent.values())
+
+
+class SealedRequest(Request):
+    """A request whose output length may be read only while a step is being completed."""
+
+    __slots__ = ("length",)
+    sealed = True
+
+    @property
+    def output_length(self) -> int:  # type: ignore[override]
+        assert not SealedRequest.sealed, "a decision read an output length"
+        return self.length
+
+    @output_length.setter
+    def output_length(self, length: int) -> None:
+        self.length = length
+
+
+def unseal_completion(scheduler: StepScheduler) -> None:
+    complete = scheduler.complete
+
+    def unsealed(step: Step, now_s: float) -> list[Request]:
+        SealedRequest.sealed = False
+        try:
+            return complete(step, now_s)
+        finally:
+            SealedRequest.sealed = True
+
+    scheduler.complete = unsealed  # type: ignore[method-assign]
+
+
+@given(cases())
+def test_no_decision_reads_an_output_length(case):
+    requests: list[Request] = []
+    for known in make_requests(case.workload, case.longest)[0]:
+        length = known.output_length
+        requests.append(
+            SealedRequest(known.row, known.arrival_s, known.num_prompt_tokens, length, known.priority)
+        )
+    play_with_ledger(case, requests, unseal_completion)
 
 
 # --- kv_cache: off --------------------------------------------------------------------------------------

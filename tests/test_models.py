@@ -1,4 +1,6 @@
 import json
+import re
+from datetime import date
 
 import pytest
 from hypothesis import given
@@ -28,18 +30,81 @@ def tiny(**changed):
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_catalog_model_has_its_published_parameter_count(name):
-    published = model_entry(name).published_parameters
-    tolerance = 5e-5 if name == "deepseek-ai/DeepSeek-V3" else 0  # published as 671B, no more digits
-    assert find_model(name).parameters() == pytest.approx(published, rel=tolerance, abs=0)
+    assert find_model(name).parameters() == model_entry(name).published_parameters
 
 
 def test_the_catalog_has_the_models_people_serve():
     assert len(model_names()) >= 40
     for name in model_names(variants=True):
-        entry = model_entry(name)
         assert find_model(name).layers
-        assert entry.source.startswith("https://")
-        assert entry.date
+        assert find_model(name.rpartition("/")[2].lower()).name == name
+
+
+@pytest.mark.parametrize("name", model_names(variants=True))
+def test_every_catalog_entry_says_which_config_it_means_where_it_was_read_and_when(name):
+    entry = model_entry(name)
+    config = f"https://huggingface.co/{entry.base or name}/blob/main/config.json"
+    assert re.fullmatch(re.escape(config) + r" \(read in .{10,}\)", entry.source)
+    assert re.search(r"github\.com/|huggingface\.co/|public repositories", entry.source.removeprefix(config))
+    assert date(2024, 1, 1) < date.fromisoformat(entry.date)
+    assert entry.published_source.startswith("safetensors total")
+
+
+def test_a_variant_has_the_parameters_of_its_base():
+    for name in model_names(variants=True):
+        base = model_entry(name).base
+        assert base is None or find_model(name).parameters() == find_model(base).parameters()
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [  # max_position_embeddings as read in config.json files, at huggingface.co if no place is named
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8_192),  # JunxiongWang/MambaInLlama_0_50, a copy
+        ("meta-llama/Llama-3.1-8B-Instruct", 131_072),  # github.com/Lightning-AI/litgpt litgpt/config.py
+        ("codellama/CodeLlama-34b-Instruct-hf", 16_384),  # ricecake/codellama-pygmalion, a copy
+        ("mistralai/Mistral-Small-24B-Instruct-2501", 32_768),  # unsloth/Mistral-Small-24B-Instruct-2501-GGUF
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", 65_536),  # jsfs11/MixtralxWizardLM2-8x22B-SLERP-v0.2
+        ("Qwen/Qwen2.5-1.5B", 131_072),  # Qwen/Qwen2.5-1.5B/commit/8faed761
+        ("Qwen/Qwen2.5-14B", 131_072),  # arcee-ai/SuperNova-Medius, a copy
+        ("Qwen/Qwen2.5-14B-Instruct", 32_768),  # jebish7/Qwen2.5-14B-Instruct, a duplicate
+        ("Qwen/Qwen2.5-72B-Instruct", 32_768),  # m8than/banana-2-b-72b, a copy
+        ("Qwen/QwQ-32B", 40_960),  # github.com/QwenLM/QwQ/issues/26: was 131072 at first
+        ("Qwen/Qwen3-8B", 40_960),  # thejaminator/qwen-hook-layer-9/commit/478fb720, a copy
+        ("Qwen/Qwen3-0.6B-Base", 32_768),  # CodeAtCMU/Qwen3-0.6B-Base_full_sft_JavaScript_data_12K, a copy
+        ("Qwen/Qwen3-4B-Instruct-2507", 262_144),  # jaman21/Qwen3-4B-Instruct, a copy
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 131_072),  # ABrain/HPGPT-DeepSeek-R1-Distill-Qwen-7B-R
+        ("google/gemma-2-9b-it", 8_192),  # hfhugs/gemma-2-9b-it
+        ("google/gemma-3-1b-it", 32_768),  # vishnurchityala/sql-gemma3, a copy
+        ("google/gemma-3-12b-it", 131_072),  # unsloth/gemma-3-12b-it-GGUF
+        ("microsoft/phi-4", 16_384),  # gaianet/phi-4-GGUF
+        ("deepseek-ai/DeepSeek-R1", 163_840),  # amd/DeepSeek-R1-MXFP4
+        ("ibm-granite/granite-3.1-8b-instruct", 131_072),  # its own config.json at 96fedcdf
+    ],
+)
+def test_contexts_are_those_of_the_config_files(name, tokens):
+    assert find_model(name).max_model_len == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [  # safetensors total of the FP8 repository less that of the bf16 one: one scale a block of 128 x 128
+        ("Qwen/Qwen3-30B-A3B-FP8", 30_533_947_392 - 30_532_122_624),
+        ("Qwen/Qwen3-235B-A22B-FP8", 235_107_904_512 - 235_093_634_560),
+        ("Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8", 480_184_064_000 - 480_154_875_392),
+    ],
+)
+def test_fp8_scales_are_as_many_as_the_checkpoints_hold(name, stored):
+    model = find_model(name)
+    quantized = [weight for weight in model.weights() if model.is_quantized(weight)]
+    scale_bytes = sum(model.bytes_of(weight) - weight.parameters() for weight in quantized)
+    assert scale_bytes == 4 * stored  # float32 each
+
+
+def test_the_plain_modules_that_qwen_lists_in_its_fp8_configs_are_those_we_count_plain():
+    parts = ("input_layernorm", "post_attention_layernorm", "mlp.gate")
+    plain = ["lm_head", *(f"model.layers.{i}.{part}" for i in range(2) for part in parts)]
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": plain}
+    assert tiny(quantization_config=section).weight_dtype == "fp8"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ A step is written as one (request, tokens, already computed) for each request of
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kavier.simulation.kv_cache_manager import KVCacheManager
@@ -99,6 +101,15 @@ def test_hits_are_counted_on_first_admission_only():
     assert (second.queried_tokens, second.hit_tokens) == (0, 0)
 
 
+def test_a_resumed_request_is_not_counted_as_looked_up_again():
+    scheduler = engine(4)
+    play(scheduler, request(0, 8, 3), request(1, 8, 9), steps=3)  # 1 is preempted, 0 ends
+    step = scheduler.schedule()
+    assert batch(step) == [(1, 5, 4)]
+    assert (step.queried_tokens, step.hit_tokens) == (0, 0)
+    assert step.scheduled[0].request.num_cached_tokens == 0  # what the first admission found
+
+
 def test_the_answer_of_a_request_is_cached_when_its_step_is_scheduled():
     scheduler = engine()
     play(scheduler, request(0, 6, 3, keys=[1, 2]), steps=2)  # computed 7 of 9 tokens: block 2 is not full
@@ -113,7 +124,7 @@ def test_a_block_without_hash_is_reused_first_then_unused_ones_then_the_least_re
     third = request(2, 17, 1)
     scheduler.add(third)
     scheduler.schedule()
-    assert third.blocks == [3, 5, 2, 1, 4]  # of the first request tail before head, though freed before the second
+    assert third.blocks == [3, 5, 2, 1, 4]  # cached ones: the request that ended first, tail before head
     assert scheduler.num_evictions == 3
 
 
@@ -148,13 +159,14 @@ def test_without_chunked_prefill_a_prompt_waits_for_a_budget_that_holds_it():
 
 
 def test_a_prompt_is_admitted_only_when_all_of_it_fits():
-    prompts = request(0, 8, 9), request(1, 16, 1)
-    with_room = play(engine(6, budget=12), *prompts, steps=1)
-    assert with_room == [[(0, 8, 0), (1, 4, 0)]]
-    without = play(engine(5, budget=12), *prompts, steps=2)
-    assert without == [[(0, 8, 0)], [(0, 1, 8)]]
-    chunk_is_enough = engine(5, budget=12, scheduler_reserve_full_isl=False)
-    assert play(chunk_is_enough, *prompts, steps=1) == [[(0, 8, 0), (1, 4, 0)]]
+
+    def first_step(num_blocks: int, **config):
+        scheduler = engine(num_blocks, budget=12, **config)
+        return play(scheduler, request(0, 8, 9), request(1, 16, 1), steps=1)
+
+    assert first_step(6) == [[(0, 8, 0), (1, 4, 0)]]
+    assert first_step(5) == [[(0, 8, 0)]]
+    assert first_step(5, scheduler_reserve_full_isl=False) == [[(0, 8, 0), (1, 4, 0)]]
 
 
 def test_full_sequence_admission_reserves_nothing():
@@ -214,12 +226,33 @@ def test_of_several_victims_the_oldest_resumes_first():
 
 
 def test_a_priority_victim_that_was_already_scheduled_gives_its_budget_back():
-    scheduler = engine(6, budget=9, policy="priority")
-    play(scheduler, request(0, 8, 9, priority=2), steps=1)
-    play(scheduler, request(1, 15, 9, priority=1), steps=2)  # 8, then 7 of its tokens
+    scheduler = engine(5, policy="priority")
+    prompts = request(0, 6, 9, priority=2), request(1, 8, 9, priority=1), request(2, 1, 9, priority=1)
+    play(scheduler, prompts[0], steps=1)
+    play(scheduler, *prompts[1:], steps=1)  # 2 + 2 + 1 blocks: all are taken
+    scheduler.config = replace(scheduler.config, max_num_batched_tokens=2)
     step = scheduler.schedule()
-    assert batch(step) == [(0, 1, 10), (1, 1, 15)]  # 3 + 4 blocks would be 7: 15 + 1 = 16 tokens are 4
-    scheduler.complete(step, 0.0)
+    # 0 is scheduled and needs no block; 1 needs one and takes those of 0; its token goes to 2.
+    assert batch(step) == [(1, 1, 8), (2, 1, 1)]
+    assert rows(step.preempted) == [0]
+
+
+def test_the_priority_victim_is_the_least_urgent_and_of_those_the_latest():
+    scheduler = engine(6, policy="priority")
+    early, late = request(0, 8, 9, priority=1, arrival_s=1.0), request(1, 8, 9, priority=1, arrival_s=2.0)
+    play(scheduler, early, late, request(2, 8, 9, priority=0, arrival_s=3.0), steps=1)
+    step = scheduler.schedule()
+    assert rows(step.preempted) == [1]
+    assert batch(step) == [(2, 1, 8), (0, 1, 8)]
+
+
+def test_by_priority_a_request_that_preempts_itself_does_not_stop_those_behind_it():
+    scheduler = engine(4, policy="priority")
+    play(scheduler, request(0, 7, 9, priority=1), steps=1)
+    play(scheduler, request(1, 7, 9, priority=0), steps=1)  # 0 computes its 8th token
+    step = scheduler.schedule()  # 0 needs a third block, and nobody is less urgent than 0
+    assert batch(step) == [(1, 1, 7)]
+    assert rows(step.preempted) == [0]
 
 
 @pytest.mark.parametrize(("policy", "second"), [("fcfs", 1), ("priority", 2)])

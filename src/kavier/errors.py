@@ -28,7 +28,8 @@ class InputError(Exception):
     ) -> None:
         text = f"{where}: {problem}" if where else problem
         if value is not None:
-            text += f" (got {value!r})"
+            shown = repr(value)
+            text += f" (got {shown if len(shown) <= 100 else shown[:97] + '...'})"
         if expected:
             text += f"; expected {expected}"
         if near and (names := nearest(*near)):

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kavier.errors import InputError
+from kavier.explain import explain
+from kavier.yaml_text import parse_yaml
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+LARGEST = 10**12
+"""No quantity of a scenario is larger; a larger number is a slip of the keyboard, and would overflow."""
+
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Section(BaseModel):
     """Base of all sections: immutable, and a key nobody knows is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 def _check_quantiles(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
@@ -33,7 +49,7 @@ def _check_quantiles(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[floa
     return pairs
 
 
-Quantiles = Annotated[tuple[tuple[float, NonNegative], ...], AfterValidator(_check_quantiles)]
+Quantiles = Annotated[tuple[tuple[Share, NonNegative], ...], AfterValidator(_check_quantiles)]
 """An inverse CDF as a few (probability, value) points, joined by straight lines."""
 
 
@@ -55,7 +71,7 @@ class Arrivals(Section):
     gap_quantiles: Annotated[
         Quantiles | None, Field(description="[probability, gap] pairs from 0 to 1; gaps in any unit")
     ] = None
-    swing: Annotated[float, Field(ge=0, le=1)] = 0.5
+    swing: Share = 0.5
     period_s: Positive = 86400.0
     peak_s: NonNegative = 50400.0
 
@@ -64,6 +80,8 @@ class Arrivals(Section):
         _check_uses(self, self.process, _ARRIVAL_USES, "process")
         if self.process == "quantiles" and (self.gap_quantiles is None or self.gap_quantiles[-1][1] == 0):
             raise ValueError("process 'quantiles' needs gap_quantiles that are not all zero")
+        if self.request_rate == inf and self.process not in (None, "poisson"):
+            raise ValueError(f"process {self.process!r} needs a finite request_rate")
         return self
 
 
@@ -135,9 +153,9 @@ class Prefixes(Section):
     times. `duration_s` drops the turns that would come later (counted).
     """
 
-    system_prompts: Annotated[int, Field(ge=0)] = 0
-    system_prompt_tokens: Annotated[int, Field(ge=0)] = 0
-    mean_turns: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    system_prompts: CountOrZero = 0
+    system_prompt_tokens: CountOrZero = 0
+    mean_turns: Annotated[float, Field(ge=1, le=LARGEST)] = 1.0
     mean_think_s: NonNegative = 30.0
     turn_tokens: Lengths | None = None
     block_tokens: Count = 16
@@ -179,13 +197,15 @@ class WorkloadSection(Section):
     def _one_source(self) -> WorkloadSection:
         if (self.trace is None) == (self.synthetic is None):
             raise ValueError("give either a trace or synthetic load, not both and not neither")
+        if self.trace is None and self.format != "auto":
+            raise ValueError("format without a trace")
         return self
 
 
 class Engine(Section):
     """Engine settings, under vLLM's names and with vLLM's defaults (0.33, API server)."""
 
-    vllm_version: Literal["0.33"] = "0.33"
+    vllm_version: Annotated[Literal["0.33"], BeforeValidator(str)] = "0.33"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: Annotated[
@@ -193,7 +213,7 @@ class Engine(Section):
     ] = None
     tensor_parallel_size: Count = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
-    num_gpu_blocks_override: Annotated[int | None, Field(ge=2)] = None
+    num_gpu_blocks_override: Annotated[Count | None, Field(ge=2)] = None
     block_size: Count = 16
     enable_prefix_caching: bool = True
     max_num_seqs: Annotated[Count | None, Field(description="None = vLLM's default for the GPU's memory")] = (
@@ -203,7 +223,7 @@ class Engine(Section):
         Count | None, Field(description="None = vLLM's default for the GPU")
     ] = None
     enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
+    long_prefill_token_threshold: CountOrZero = 0
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     scheduler_reserve_full_isl: bool = True
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -216,7 +236,7 @@ class Fleet(Section):
     """Replicas of the engine and the router before them."""
 
     gpu: str
-    replicas: Count = 1
+    replicas: Annotated[int, Field(ge=1, le=100_000)] = 1
     router: Literal["round-robin", "least-outstanding"] = "round-robin"
 
 
@@ -231,7 +251,9 @@ class Site(Section):
         Path | None, Field(description="hourly intensities of the region, CSV or Parquet")
     ] = None
     start: Annotated[str | None, Field(description="UTC time of arrival_s = 0, for carbon_series")] = None
-    pue: Annotated[float, Field(ge=1, description="power usage effectiveness, facility / IT energy")] = 1.2
+    pue: Annotated[
+        float, Field(ge=1, le=LARGEST, description="power usage effectiveness, facility / IT energy")
+    ] = 1.2
 
 
 class Prices(Section):
@@ -281,7 +303,7 @@ def parse_scenario(tree: Mapping[str, Any], *, where: str = "scenario") -> Scena
     try:
         return Scenario.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, where) from None
+        raise explain(error, where, Scenario) from None
 
 
 def read_scenario_tree(path: Path) -> dict[str, Any]:
@@ -291,15 +313,10 @@ def read_scenario_tree(path: Path) -> dict[str, Any]:
         InputError: Missing or unreadable file, YAML that does not parse (line named), not a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the scenario: {reason(error)}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"not valid YAML: {getattr(error, 'problem', None) or 'cannot parse'}", where=f"{path}{line}"
-        ) from None
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise InputError(
             "the scenario is not a mapping", where=str(path), expected="keys such as model, workload, fleet"
@@ -312,56 +329,52 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-_PATHS = (("workload", "trace"), ("site", "carbon_series"),
-          ("workload", "synthetic", "prompt_tokens", "trace"),
-          ("workload", "synthetic", "output_tokens", "trace"),
-          ("workload", "synthetic", "prefixes", "turn_tokens", "trace"))  # fmt: skip
+_FILES = (
+    "workload.trace",
+    "workload.synthetic.prompt_tokens.trace",
+    "workload.synthetic.output_tokens.trace",
+    "workload.synthetic.prefixes.turn_tokens.trace",
+    "site.carbon_series",
+)
 
 
 def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Take the relative paths of a scenario tree from `folder`, in place."""
-    for *parents, leaf in _PATHS:
-        node: Any = tree
-        for key in parents:
-            node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, dict) and isinstance(node.get(leaf), str):
-            node[leaf] = str(folder / node[leaf])
+    for path in _FILES:
+        if isinstance(name := get_path(tree, path), str):
+            set_path(tree, path, str(folder / name))
+    if isinstance(model := tree.get("model"), str) and model.endswith(".json"):
+        tree["model"] = str(folder / model)
     return tree
 
 
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path (`fleet.replicas`) in plain data, creating sections on the way."""
+    """Set a dotted path (`fleet.replicas`) in plain data, creating sections on the way.
+
+    Raises:
+        InputError: Something on the way is not a section.
+    """
     *parents, leaf = path.split(".")
-    for key in parents:
+    for depth, key in enumerate(parents, 1):
         child = tree.get(key)
-        if not isinstance(child, dict):
+        if child is None:
             child = tree[key] = {}
+        if not isinstance(child, dict):
+            raise InputError(
+                f"cannot set {path}: {'.'.join(parents[:depth])} is not a section of keys", value=child
+            )
         tree = child
     tree[leaf] = value
+
+
+def get_path(tree: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of plain data; None where there is none."""
+    node: Any = tree
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def dump_scenario(scenario: Scenario) -> str:
     """The scenario as YAML, every default written out."""
     return yaml.safe_dump(scenario.model_dump(mode="json"), sort_keys=False)
-
-
-def _explain(error: ValidationError, where: str) -> InputError:
-    first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        names = list(_fields_at(Scenario, first["loc"][:-1]))
-        return InputError(f"unknown key {path!r}", where=where, near=(str(first["loc"][-1]), names))
-    if first["type"] == "missing":
-        return InputError(f"missing key {path!r}", where=where)
-    message = str(first["msg"]).removeprefix("Value error, ")
-    value = None if isinstance(first["input"], dict | BaseModel) else first["input"]
-    return InputError(f"{path or 'scenario'}: {message}", where=where, value=value)
-
-
-def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> Iterator[str]:
-    """Names of the keys of the section that `path` leads to."""
-    for key in path:
-        annotation = model.model_fields[str(key)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    yield from model.model_fields

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
+from typing import NoReturn
 
 import typer
 
@@ -42,14 +45,38 @@ def _root(
 
 def main() -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a page with bars, or a path that is no text, in ASCII
     try:
-        app()
+        status = app(standalone_mode=False)  # 130 after Ctrl-C
+        sys.stdout.flush()
     except InputError as error:
-        print(f"kavier: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except typer.TyperException as error:
+        _fail(_misuse(error))
+    except MemoryError as error:
+        _fail(f"out of memory: {error}")
     except BrokenPipeError:  # `kavier ... | head`
-        sys.stderr.close()
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def _fail(text: str) -> NoReturn:
+    print("kavier: error:", " ".join(text.splitlines()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _misuse(error: typer.TyperException) -> str:
+    """What typer says of unknown commands and flags, and of values it cannot parse."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
+    names = getattr(error, "possibilities", None)
+    text = error.message if names else error.format_message()
+    text += f"; did you mean {' or '.join(names)}?" if names else ""
+    command = getattr(getattr(error, "ctx", None), "command_path", "kavier")
+    return f"{text} (see `{command} --help`)"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,8 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.  [0]")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json alone.")] = False,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set any key of the scenario.")
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Set any key of the scenario; may be repeated."),
     ] = None,
     # vLLM's engine flags
     max_model_len: Annotated[str | None, typer.Option(help="Tokens, or auto.  [the model's]")] = None,
@@ -46,10 +48,10 @@ def run(
         int | None, typer.Option("--tensor-parallel-size", "-tp", help="GPUs a replica.  [1]")
     ] = None,
     gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of GPU memory for vLLM.")
+        float | None, typer.Option(help="Share of GPU memory for vLLM.  [0.92]")
     ] = None,
     num_gpu_blocks_override: Annotated[
-        int | None, typer.Option(help="KV blocks instead of what fits.")
+        int | None, typer.Option(help="KV blocks a replica, instead of what fits.")
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens a KV block.  [16]")] = None,
     kv_cache_dtype: Annotated[str | None, typer.Option(help="auto or fp8.  [auto]")] = None,
@@ -80,19 +82,28 @@ def run(
     preset: Annotated[
         str | None, typer.Option(help="Published workload, see `kavier workload synth --help`.")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="Requests to send.  [1000]")] = None,
-    request_rate: Annotated[float | None, typer.Option(help="Requests per second.  [inf]")] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option(help="Requests to send.  [1000, or the preset's]")
+    ] = None,
+    request_rate: Annotated[
+        float | None, typer.Option(help="Requests per second.  [inf, or the preset's]")
+    ] = None,
     burstiness: Annotated[
         float | None, typer.Option(help="Gamma shape of the gaps; 1 = Poisson.  [1]")
     ] = None,
-    random_input_len: Annotated[int | None, typer.Option(help="Prompt tokens.  [1024]")] = None,
-    random_output_len: Annotated[int | None, typer.Option(help="Output tokens.  [128]")] = None,
+    random_input_len: Annotated[
+        int | None, typer.Option(help="Prompt tokens.  [1024, or the preset's]")
+    ] = None,
+    random_output_len: Annotated[
+        int | None, typer.Option(help="Output tokens.  [128, or the preset's]")
+    ] = None,
     random_range_ratio: Annotated[
         float | None, typer.Option(help="Lengths vary by +- this share.  [0]")
     ] = None,
     max_concurrency: Annotated[int | None, typer.Option(help="Closed loop: most requests in flight.")] = None,
     goodput: Annotated[
-        list[str] | None, typer.Option(metavar="NAME:MS", help="SLO in ms: ttft:200, tpot:50 or e2el:5000.")
+        list[str] | None,
+        typer.Option(metavar="NAME:MS", help="SLO in ms: ttft:200, tpot:50 or e2el:5000; may be repeated."),
     ] = None,
 ) -> None:
     """Simulate a workload on a fleet and print what would happen.
@@ -107,7 +118,7 @@ def run(
     from kavier.scenario import parse_scenario
 
     tree = _tree(scenario, flags)
-    parsed = parse_scenario(tree, where=str(scenario) if scenario else "command line")
+    parsed = parse_scenario(tree, where=_where(scenario, flags))
     if out is not None:
         check_folder(out)
     with progress_bar("simulating") as progress:
@@ -118,6 +129,14 @@ def run(
         typer.echo(summary_json(result), nl=False)
     else:
         print_page(result, out)
+
+
+def _where(scenario: Path | None, flags: dict[str, Any]) -> str:
+    """Where a wrong value may come from."""
+    if scenario is None:
+        return "command line"
+    only_file = flags.keys() <= {"scenario", "out", "json"}
+    return str(scenario) if only_file else f"{scenario} with the flags"
 
 
 _PATHS = {
@@ -141,10 +160,15 @@ _PATHS = {
 }  # fmt: skip
 """Flag -> key of the scenario."""
 
-_LOAD_FLAGS = (
-    "preset", "num_prompts", "request_rate", "burstiness", "random_input_len", "random_output_len",
-    "random_range_ratio",
-)  # fmt: skip
+_LOAD_PATHS = {
+    "preset": "preset",
+    "num_prompts": "num_prompts",
+    "request_rate": "arrivals.request_rate",
+    "burstiness": "arrivals.burstiness",
+}
+"""Flag -> key of workload.synthetic; the flags of lengths set several."""
+
+_LOAD_FLAGS = (*_LOAD_PATHS, "random_input_len", "random_output_len", "random_range_ratio")
 
 
 def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -153,8 +177,9 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
 
     tree = read_scenario_tree(scenario) if scenario else {}
     _refuse_contradictions(flags)
-    if "trace" in flags and isinstance(tree.get("workload"), dict):
-        tree["workload"].pop("synthetic", None)  # --trace replaces the file's generator
+    if "trace" in flags and isinstance(workload := tree.get("workload"), dict):
+        for key in ("synthetic", "trace", "format"):  # --trace replaces what the file would serve
+            workload.pop(key, None)
     _set_load(tree, {name: flags[name] for name in _LOAD_FLAGS if name in flags})
     for name, path in _PATHS.items():
         if name in flags:
@@ -163,7 +188,8 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     _set_goodput(tree, flags.get("goodput", []))
     for assignment in flags.get("set_", []):
         set_path(tree, *_parse_assignment(assignment))
-    _require(tree)
+    if scenario is None:
+        _require(tree)
     return tree
 
 
@@ -175,56 +201,50 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise InputError(
             "--async-scheduling is not modelled yet", expected="--no-async-scheduling (synchronous)"
         )
-    if "format" in flags and "trace" not in flags and "scenario" not in flags:
-        raise InputError("--format without --trace")
 
 
 def _require(tree: dict[str, Any]) -> None:
     """Name the flag, not only the key, of what is missing."""
-    workload = tree.get("workload") or {}
-    if not (workload.get("trace") or workload.get("synthetic")):
+    from kavier.scenario import get_path
+
+    if not (get_path(tree, "workload.trace") or get_path(tree, "workload.synthetic")):
         raise InputError(
             "nothing to serve",
             expected="a scenario, --trace FILE, --preset NAME, or --num-prompts/--request-rate",
         )
-    if not tree.get("model"):
+    if not get_path(tree, "model"):
         raise InputError("no model", expected="--model NAME, see `kavier catalog models`")
-    if not (tree.get("fleet") or {}).get("gpu"):
+    if not get_path(tree, "fleet.gpu"):
         raise InputError("no GPU", expected="--gpu NAME, see `kavier catalog gpus`")
 
 
 def _set_load(tree: dict[str, Any], load: dict[str, Any]) -> None:
     """Synthetic load from vllm bench serve's flags, with its defaults where no preset or file gives any."""
-    from kavier.scenario import set_path
+    from kavier.scenario import get_path, set_path
 
     if not load:
         return
-    workload = tree.setdefault("workload", {})
-    if "synthetic" not in workload:
-        workload["synthetic"] = {} if "preset" in load else _bench_defaults()
     prefix = "workload.synthetic."
-    if "preset" in load:
-        set_path(tree, prefix + "preset", load["preset"])
-    if "num_prompts" in load:
-        set_path(tree, prefix + "num_prompts", load["num_prompts"])
-    if "request_rate" in load:
-        set_path(tree, prefix + "arrivals.request_rate", load["request_rate"])
+    if get_path(tree, "workload.synthetic") is None:
+        set_path(tree, "workload.synthetic", {} if "preset" in load else _bench_defaults())
+    for flag, key in _LOAD_PATHS.items():
+        if flag in load:
+            set_path(tree, prefix + key, load[flag])
     if "burstiness" in load:
         set_path(tree, prefix + "arrivals.process", "gamma")
-        set_path(tree, prefix + "arrivals.burstiness", load["burstiness"])
     for flag, column in (("random_input_len", "prompt_tokens"), ("random_output_len", "output_tokens")):
         if flag in load:
             set_path(tree, prefix + column, {"kind": "fixed", "mean": load[flag]})
         if "random_range_ratio" in load:
-            lengths = workload["synthetic"].setdefault(column, {})
-            lengths |= {"kind": "uniform", "range_ratio": load["random_range_ratio"]}
+            set_path(tree, f"{prefix}{column}.kind", "uniform")
+            set_path(tree, f"{prefix}{column}.range_ratio", load["random_range_ratio"])
 
 
 def _bench_defaults() -> dict[str, Any]:
     """`vllm bench serve --dataset-name random` without flags."""
     return {
         "num_prompts": 1000,
-        "arrivals": {"process": "poisson", "request_rate": float("inf")},
+        "arrivals": {"process": "poisson", "request_rate": inf},
         "prompt_tokens": {"kind": "fixed", "mean": 1024},
         "output_tokens": {"kind": "fixed", "mean": 128},
     }
@@ -236,27 +256,27 @@ def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
 
     keys = {"ttft": "slo.ttft_s", "tpot": "slo.tpot_s", "e2el": "slo.e2e_s"}
     for objective in objectives:
-        name, _, limit_ms = objective.partition(":")
+        name, _, text = objective.partition(":")
         if name not in keys:
             raise InputError(
                 f"--goodput: unknown objective {name!r}", expected="ttft, tpot or e2el", near=(name, keys)
             )
         try:
-            set_path(tree, keys[name], float(limit_ms) / MS_PER_S)
+            limit_ms = float(text)
         except ValueError:
-            raise InputError(f"--goodput {objective}: not a number of ms", value=limit_ms) from None
+            limit_ms = nan
+        if not 0 < limit_ms < inf:
+            raise InputError(f"--goodput {name}", value=text, expected="a number of ms above 0")
+        set_path(tree, keys[name], limit_ms / MS_PER_S)
 
 
 def _parse_assignment(assignment: str) -> tuple[str, Any]:
-    import yaml
+    from kavier.yaml_text import parse_yaml
 
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise InputError(f"--set {assignment}", expected="PATH=VALUE, such as fleet.replicas=4")
-    try:
-        return path, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {path}: cannot parse the value", value=text) from None
+    return path, parse_yaml(text, f"--set {path}")
 
 
 def _flag(name: str) -> str:

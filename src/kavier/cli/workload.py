@@ -53,7 +53,7 @@ def synth(
     num_prompts: Annotated[int | None, typer.Option(help="Requests.")] = None,
     duration_s: Annotated[float | None, typer.Option(help="Seconds of arrivals.")] = None,
     request_rate: Annotated[float | None, typer.Option(help="Requests per second.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
 ) -> None:
     """Generate a synthetic trace from a preset, or from a specification."""
     from kavier.report.workload import print_written
