@@ -13,13 +13,17 @@ from kavier.workload.table import SCHEMA
 tokens = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 
 
-def table(prompts, outputs, trace_size: int, parents=None) -> pl.DataFrame:
-    """Prompts as a trace tells them: a hash is a number for (all tokens so far)."""
+def table(prompts, outputs, trace_size: int, parents=None, *, chained: bool = True) -> pl.DataFrame:
+    """Prompts as a trace tells them: a hash numbers all tokens so far, or only those of its block."""
     numbers: dict[tuple[int, ...], int] = {}
 
     def hashes(prompt):
         ends = range(trace_size, len(prompt) + trace_size, trace_size)
-        return [numbers.setdefault(tuple(prompt[:end]), len(numbers)) for end in ends]
+        starts = [0 if chained else end - trace_size for end in ends]
+        return [
+            numbers.setdefault(tuple(prompt[start:end]), len(numbers))
+            for start, end in zip(starts, ends, strict=True)
+        ]
 
     rows = {
         "arrival_s": [0.0] * len(prompts),
@@ -32,9 +36,9 @@ def table(prompts, outputs, trace_size: int, parents=None) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={name: SCHEMA[name] for name in rows})
 
 
-@given(st.lists(tokens, min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 6))
-def test_equal_keys_mean_equal_tokens(prompts, trace_size, block_size):
-    source = BlockKeys(table(prompts, [1] * len(prompts), trace_size), block_size)
+@given(st.lists(tokens, min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 6), st.booleans())
+def test_equal_keys_mean_equal_tokens(prompts, trace_size, block_size, chained):
+    source = BlockKeys(table(prompts, [1] * len(prompts), trace_size, chained=chained), block_size)
     held: dict[int, tuple[int, ...]] = {}
     for row, prompt in enumerate(prompts):
         keys = source.keys(row)

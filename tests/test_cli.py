@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import time
@@ -495,6 +496,21 @@ def test_a_reader_that_leaves_early_sees_no_traceback(here: Path, arguments: tup
     os.close(writing)
     assert done.stderr == b""
     assert done.returncode in (0, 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_error(here: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(*RUN, "--json"), stdout=full, stderr=-1, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "kavier: error: [Errno 28] No space left on device\n"
+
+
+def test_a_closed_stdout_is_no_error(here: Path) -> None:
+    line = shlex.join(command(*RUN, "--out", "out")) + " >&-"
+    done = subprocess.run(line, shell=True, stderr=-1, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("out/summary.json").exists()
 
 
 def test_a_terminal_without_unicode_still_gets_a_page(here: Path) -> None:

@@ -577,7 +577,7 @@ class SealedRequest(Request):
     sealed = True
 
     @property
-    def output_length(self) -> int:  # type: ignore[override]
+    def output_length(self) -> int:
         assert not SealedRequest.sealed, "a decision read an output length"
         return self.length
 

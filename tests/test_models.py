@@ -88,8 +88,8 @@ def test_contexts_are_those_of_the_config_files(name, tokens):
 @pytest.mark.parametrize(
     ("name", "stored"),
     [  # safetensors total of the FP8 repository less that of the bf16 one: one scale a block of 128 x 128
-        ("Qwen/Qwen3-30B-A3B-FP8", 30_533_947_392 - 30_532_122_624),
-        ("Qwen/Qwen3-235B-A22B-FP8", 235_107_904_512 - 235_093_634_560),
+        ("Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8", 30_533_947_392 - 30_532_122_624),
+        ("Qwen/Qwen3-235B-A22B-FP8", 235_107_904_512 - 235_093_634_560),  # totals of Instruct-2507
         ("Qwen/Qwen3-Coder-480B-A35B-Instruct-FP8", 480_184_064_000 - 480_154_875_392),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -49,7 +50,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a page with bars, or a path that is no text, in ASCII
     try:
         status = app(standalone_mode=False)  # 130 after Ctrl-C
-        sys.stdout.flush()
+        if sys.stdout:  # None when it was closed before the start
+            sys.stdout.flush()
     except InputError as error:
         _fail(str(error))
     except typer.TyperException as error:
@@ -57,9 +59,18 @@ def main() -> None:
     except MemoryError as error:
         _fail(f"out of memory: {error}")
     except BrokenPipeError:  # `kavier ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         status = 0
+    except OSError as error:  # stdout on a full disk
+        _drop_output()
+        _fail(str(error))
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Keep Python from trying, at its end, to write once more what could not be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(text: str) -> NoReturn:

@@ -95,7 +95,6 @@ def _resolve(engine: Engine, gpu: GpuSpec, model: ModelSpec) -> tuple[Engine, Kv
     assert engine.max_num_batched_tokens is not None
     assert engine.max_num_seqs is not None
     kv = kv_memory(model, gpu, engine, engine.max_num_batched_tokens, engine.max_num_seqs)
-    notes = (*notes, *kv.notes)
     if engine.max_model_len is None:
         notes = (*notes, f"max_model_len = {kv.max_model_len} (the model's)")
     if kv.kv_bytes > kv.free_bytes:

@@ -98,7 +98,8 @@ class _Grid:
 
     def spread(self, amounts: Array) -> Array:
         """Amounts, spread over the step's duration."""
-        return np.bincount(self._cell, weights=amounts[self._step] * self._share, minlength=self._cells)
+        pieces = amounts[self._step] * self._share
+        return np.bincount(self._cell, weights=pieces, minlength=self._cells).astype(np.float64)
 
     def over_time(self, levels: Array) -> Array:
         """Levels times the seconds they lasted."""

@@ -17,6 +17,7 @@ from rich.text import Text
 from kavier import __version__
 from kavier.errors import InputError
 from kavier.runner import Result
+from kavier.scenario import Slo
 from kavier.units import J_PER_KWH, MS_PER_S
 
 WIDTH = 100
@@ -39,7 +40,7 @@ def print_page(result: Result, out: Path | None) -> None:
     for part in (
         _headline(result),
         _latency_table(result.summary),
-        _serving_table(result.summary),
+        _serving_table(result),
         _impact_table(result.summary),
         _over_time(result, width - 36),
         _trust(result.summary["trust"]),
@@ -109,7 +110,8 @@ def _latency_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _serving_table(summary: dict[str, Any]) -> Table:
+def _serving_table(result: Result) -> Table:
+    summary = result.summary
     rate, cache, kv, use = (summary[key] for key in ("throughput", "cache", "kv", "utilization"))
     table = _table("Serving", "", "", "")
     table.add_row(
@@ -136,12 +138,17 @@ def _serving_table(summary: dict[str, Any]) -> Table:
     table.add_row("Preemptions", f"{summary['preemptions']:,}")
     if goodput := summary["goodput"]:
         table.add_row(
-            "Goodput",
+            f"Goodput  {_objectives(result.scenario.slo)}",
             f"{goodput['requests_per_s']:.2f} req/s",
             f"{goodput['good_requests']:,} good requests",
             f"{goodput['good_ratio']:.1%} of arrived",
         )
     return table
+
+
+def _objectives(slo: Slo) -> str:
+    limits = {name.removesuffix("_s").upper(): limit for name, limit in slo.model_dump().items() if limit}
+    return ", ".join(f"{name} {limit * MS_PER_S:g} ms" for name, limit in limits.items())
 
 
 def _impact_table(summary: dict[str, Any]) -> Table:
@@ -151,13 +158,13 @@ def _impact_table(summary: dict[str, Any]) -> Table:
     facility_wh = energy["facility_kwh"] * 1e3
     table.add_row(
         "GPU energy",
-        f"{energy['gpu_kwh']:.3f} kWh",
+        _amount(energy["gpu_kwh"], "kWh"),
         _amount(energy["gpu_kwh"] * 1e3 / tokens_m if tokens_m else None, "Wh"),
         _amount(energy["j_per_output_token"], "J per output token"),
     )
     table.add_row(
         "Facility energy",
-        f"{energy['facility_kwh']:.3f} kWh",
+        _amount(energy["facility_kwh"], "kWh"),
         _amount(facility_wh / tokens_m if tokens_m else None, "Wh"),
         f"{energy['gpu_kwh'] * J_PER_KWH / max(summary['makespan_s'], 1e-9):,.0f} W mean GPU power",
     )
@@ -184,15 +191,17 @@ def _over_time(result: Result, width: int) -> Table:
     )
     blocks = max(result.summary["kv"]["blocks"] * result.scenario.fleet.replicas, 1)
     series = {
-        "running": (rows["running"], "{:,.0f} requests"),
-        "waiting": (rows["waiting"], "{:,.0f} requests"),
-        "KV use": (rows["used_blocks"] * (100 / blocks), "{:.0f} %"),
+        "running": (rows["running"], "{:,.1f} requests"),
+        "waiting": (rows["waiting"], "{:,.1f} requests"),
+        "KV use": (rows["used_blocks"] * (100 / blocks), "{:.1f} %"),
         "GPU power": (rows["energy_j"] / rows["interval_s"], "{:,.0f} W"),
     }
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, (values, unit) in series.items():
         peak = float(values.max() or 0.0)
         table.add_row(name, Text(_sparkline(values.to_numpy(), width), "cyan"), "up to " + unit.format(peak))
+    table.caption = f"fleet means over {result.scenario.output.sample_interval_s:g} s"
+    table.caption_justify = "left"
     return table
 
 

@@ -116,7 +116,7 @@ def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str
         "step time: datasheet peaks with kernel constants shared by all GPUs, no measurement of this one; "
         "mean step times of bf16 dense models came out within 3 to 10 % on GPUs left out of the fit"
     )
-    yield "host work is hidden behind the GPU (asynchronous scheduling, CUDA graphs); no client or HTTP time"
+    yield "host work (scheduling, Python) is taken as hidden behind the GPU; no client or HTTP time"
     yield "sampling is greedy or plain random; top-k and top-p would add time per row"
     yield from _weight_assumptions(model, gpu)
     yield from _attention_assumptions(model, gpu)
