@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from kavier.simulation.request import Request
 from kavier.simulation.scheduler import Step, StepScheduler
@@ -106,8 +107,13 @@ class TableRecorder:
     def token_gaps(self) -> pl.DataFrame:
         """Distinct inter-token gaps: gap_s, count; ascending."""
         gaps = np.frombuffer(self._gaps, dtype=np.float64).reshape(-1, 2)
-        frame = pl.DataFrame({"gap_s": gaps[:, 0], "count": gaps[:, 1]}).cast({"count": pl.Int64})
-        return frame.group_by("gap_s").agg(pl.col("count").sum()).sort("gap_s")
+        return count_gaps(gaps[:, 0], gaps[:, 1])
+
+
+def count_gaps(gaps_s: NDArray[np.float64], counts: NDArray[Any]) -> pl.DataFrame:
+    """Sum up how often each gap occurred."""
+    frame = pl.DataFrame({"gap_s": gaps_s, "count": counts}).cast({"count": pl.Int64})
+    return frame.group_by("gap_s").agg(pl.col("count").sum()).sort("gap_s")
 
 
 def requests_table(requests: list[Request]) -> pl.DataFrame:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import ModelSpec
 from kavier.scenario import Engine
-from kavier.timing.attention import attention_layers, has_mixed_penalty
+from kavier.timing.attention import AttentionLayers, attention_layers, has_mixed_penalty
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
+from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE, StepTables
 from kavier.timing.gemm import TokenOp, compute_dtype, memory_class
 from kavier.timing.linear import Rank, head_ops, layer_ops
 from kavier.timing.step import StepCost, StepWork
@@ -66,6 +72,16 @@ class DatasheetTiming:
             memory_bytes += kv_bytes
         return StepCost(time_s, flops, memory_bytes)
 
+    def compiled(self) -> StepTables:
+        """Everything `cost` looks up or multiplies with, as arrays."""
+        return StepTables(
+            body=self._body.as_array(),
+            head=self._head.as_array(),
+            body_flops=float(self._body_flops),
+            head_flops=float(self._head_flops),
+            attention=np.array([_attention_row(layers) for layers in self._attention], ATTENTION),
+        )
+
     def assumptions(self) -> list[str]:
         """What this level assumes for this model, GPU and engine, one sentence each."""
         return list(_assumptions(self._model, self._gpu, self._engine))
@@ -85,6 +101,20 @@ class _Table(dict[int, tuple[float, float]]):
         if tokens <= self._limit:
             self[tokens] = price
         return price
+
+    def as_array(self) -> NDArray[Any]:
+        """PRICE of 0 to `limit` tokens; of none, nothing."""
+        prices = np.zeros(self._limit + 1, PRICE)
+        for tokens in range(1, self._limit + 1):
+            prices[tokens] = self[tokens]
+        return prices
+
+
+def _attention_row(layers: AttentionLayers) -> tuple[float, ...]:
+    """The values of ATTENTION, in its order."""
+    window = NO_WINDOW if layers.window is None else layers.window
+    own = {**asdict(layers), **asdict(layers.work), "window": window}
+    return tuple(own[name] for name in ATTENTION.names or ())
 
 
 def _body(rank: Rank) -> list[tuple[int, TokenOp]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 _SUB_BLOCK_BITS = 24
 
@@ -45,6 +46,13 @@ class BlockKeys:
         total = self._prompt_tokens[row] + self._output_tokens[row]
         inherited = self._leading(heir, min(total, self._prompt_tokens[heir]))
         return inherited if inherited[: len(own)] == own else own
+
+    def flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Keys of all rows, one row after the other, and where each row's begin (one more than rows)."""
+        rows = [self.keys(row) for row in range(len(self._prompt_tokens))]
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=starts[1:])
+        return np.fromiter((key for row in rows for key in row), np.int64, count=int(starts[-1])), starts
 
     def _leading(self, row: int, tokens: int) -> list[int]:
         chain = self._chains[row]

@@ -1,0 +1,104 @@
+"""Step-time models as data: what the compiled engine reads instead of calling Python.
+
+A model that has `compiled()` runs in the compiled engine; it promises that the engine, evaluating these
+tables with the same operations in the same order as `cost`, gets the same floats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kavier.timing.step import StepCost, StepWork
+
+NO_WINDOW = 1 << 40
+"""More tokens than any context, for layers without a sliding window."""
+
+PRICE = np.dtype([("time_s", "f8"), ("bytes", "f8")], align=True)
+"""Time and GPU-memory traffic of a number of tokens (or sampled rows); the number is the index."""
+
+ATTENTION = np.dtype(
+    [
+        ("layers", "i8"),
+        ("window", "i8"),
+        ("kv_bytes", "i8"),
+        ("decode_launch_s", "f8"),
+        ("prefill_launch_s", "f8"),
+        ("decode_s", "f8"),
+        ("mixed", "f8"),
+        ("empty_block_s", "f8"),
+        ("pair_s", "f8"),
+        ("expand_s", "f8"),
+        ("read_s", "f8"),
+        ("decode_flops", "f8"),
+        ("pair_flops", "f8"),
+        ("expand_flops", "f8"),
+    ],
+    align=True,
+)
+"""Fields of `attention.AttentionLayers` and of its `AttentionWork`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTables:
+    """The datasheet form: tables over tokens and sampled rows, and attention layers.
+
+    Attributes:
+        body: PRICE of 0 .. max_num_batched_tokens tokens.
+        head: PRICE of 0 .. max_num_seqs sampled rows.
+        body_flops: FLOPs of a token.
+        head_flops: FLOPs of a row.
+        attention: ATTENTION, one row per kind of layer.
+    """
+
+    body: NDArray[Any]
+    head: NDArray[Any]
+    body_flops: float
+    head_flops: float
+    attention: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AffineTiming:
+    """A step-time model of four numbers, for replays and tests.
+
+    time = base_s + prefill_s P + decode_s D + context_s C, left to right: P prefill tokens, D decodes, C
+    tokens of context of all. FLOPs and bytes are proportional to prefill pairs and to decode context.
+    """
+
+    base_s: float
+    prefill_s: float
+    decode_s: float
+    context_s: float
+    pair_flops: float = 0.0
+    context_bytes: float = 0.0
+    level: str = "affine"
+
+    def cost(self, work: StepWork) -> StepCost:
+        """Time and work of a step."""
+        context = work.prefill_context_tokens + work.decode_context_tokens
+        time_s = (
+            self.base_s
+            + self.prefill_s * work.prefill_tokens
+            + self.decode_s * work.decodes
+            + self.context_s * context
+        )
+        return StepCost(
+            time_s, self.pair_flops * work.prefill_pairs, self.context_bytes * work.decode_context_tokens
+        )
+
+    def compiled(self) -> AffineTiming:
+        """Itself: it is data already."""
+        return self
+
+
+@runtime_checkable
+class Compilable(Protocol):
+    """A step-time model that the compiled engine can evaluate."""
+
+    def compiled(self) -> StepTables | AffineTiming:
+        """Its tables or coefficients."""
+        ...
