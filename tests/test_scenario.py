@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from math import inf
+import copy
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kavier.errors import InputError, nearest
+from kavier.explain import _paths
 from kavier.scenario import (
+    Scenario,
     anchor_paths,
     dump_scenario,
     get_path,
@@ -149,22 +152,45 @@ def test_a_path_is_never_set_over_a_value() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"engine": {"max_model_len": "x"}}, "engine.max_model_len: bad value (got 'x'); expected a valid integer or 'auto'"),
+        (
+            {"engine": {"max_model_len": "x"}},
+            "engine.max_model_len: bad value (got 'x'); expected a valid integer or 'auto'",
+        ),
         ({"fleat": {}, "model": None}, "unknown key 'fleat'; did you mean fleet?"),
         ({"block_size": 1}, "unknown key 'block_size'; expected engine.block_size"),
-        ({"workload": {"synthetic": {"arrivals": {"burstiness": 2}}}}, "burstiness needs process gamma, not unset"),
-        ({"workload": {"synthetic": {"arrivals": {"process": "constant", "request_rate": inf}}}},
-         "process 'constant' needs a finite request_rate"),
+        (
+            {"workload": {"synthetic": {"arrivals": {"burstiness": 2}}}},
+            "burstiness needs process gamma, not unset",
+        ),
+        (
+            {"workload": {"synthetic": {"arrivals": {"process": "constant", "request_rate": inf}}}},
+            "process 'constant' needs a finite request_rate",
+        ),
         ({"workload": {"synthetic": {}, "format": "azure"}}, "workload: format without a trace"),
         ({"workload": {"trace": 3}}, "workload.trace: bad value (got 3); expected a path"),
-        ({"workload": {"synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [2, "x"]]}}}},
-         "workload.synthetic.output_tokens.quantiles.1.0: bad value (got 2)"),
-        ({"workload": {"synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [inf, 2]]}}}},
-         "quantiles.1.0: bad value (got inf)"),
-        ({"prices": {"usd_per_kwh": 1e308}}, "prices.usd_per_kwh: bad value (got 1e+308); expected less than"),
+        (
+            {
+                "workload": {
+                    "synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [2, "x"]]}}
+                }
+            },
+            "workload.synthetic.output_tokens.quantiles.1.0: bad value (got 2)",
+        ),
+        (
+            {
+                "workload": {
+                    "synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [inf, 2]]}}
+                }
+            },
+            "quantiles.1.0: bad value (got inf)",
+        ),
+        (
+            {"prices": {"usd_per_kwh": 1e308}},
+            "prices.usd_per_kwh: bad value (got 1e+308); expected less than",
+        ),
         ({"engine": {"max_num_seqs": 10**30}}, "engine.max_num_seqs: bad value"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_in_one_line(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_scenario(tree(**wrong), where="s.yaml")
@@ -190,3 +216,42 @@ def test_the_nearest_names_are_offered_whatever_the_case() -> None:
 
 def test_a_long_value_is_cut_in_an_error() -> None:
     assert len(str(InputError("bad", value="x" * 10_000))) < 120
+
+
+HOSTILE: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    nan,
+    inf,
+    -inf,
+    1e308,
+    10**40,
+    "",
+    "x",
+    "1e9",
+    "NO",
+    [],
+    [1],
+    [[]],
+    {},
+    {"x": 1},
+)
+
+
+@pytest.mark.parametrize("path", sorted(_paths(Scenario)))
+def test_whatever_stands_at_a_key_is_taken_or_refused_by_name(path: str) -> None:
+    for value in HOSTILE:
+        plain = copy.deepcopy(FULL)
+        set_path(plain, path, value)
+        try:
+            scenario = parse_scenario(plain)
+        except InputError as error:
+            said = str(error)
+        else:
+            said = path
+            assert parse_scenario(parse_yaml(dump_scenario(scenario), "dump")) == scenario
+        assert path.split(".")[0] in said
+        assert "\n" not in said

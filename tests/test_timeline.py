@@ -224,12 +224,6 @@ def test_a_replica_that_never_ran_idles_through_all_rows():
     assert idle.select(pl.exclude("replica", "start_s", "interval_s", "energy_j")).to_numpy().sum() == 0
 
 
-NO_STEPS = (
-    "bug: np.bincount of no steps is int64, so the means cannot be cast; traceback when all are rejected"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=NO_STEPS)
 @pytest.mark.parametrize("end_s", [0.0, 2.5])
 def test_no_steps_at_all_is_idle_time(end_s):
     rows = timeline(table([[]], 0.0), replicas=2, window_s=(0.0, end_s), interval_s=1.0, idle_w=10.0)
