@@ -179,14 +179,12 @@ def test_a_prompt_larger_than_the_kv_memory_is_rejected_and_counted(here: Path) 
     assert (counts["arrived"], counts["finished"], counts["rejected"]) == (2, 1, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="metrics/timeline.py: ratios of an empty steps table are integers")
 def test_a_run_that_rejects_everything_still_reports(here: Path) -> None:
     Path("t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,5000,1\n")
     assert served("--trace", "t.csv", *LLAMA, "--max-model-len", "4096")["requests"]["rejected"] == 1
     assert kavier("run", "--trace", "t.csv", *LLAMA, "--max-model-len", "4096").status == 0
 
 
-@pytest.mark.xfail(strict=True, reason="metrics/timeline.py: a window of length 0 gives NaN energy")
 def test_a_run_whose_every_request_needs_more_than_the_kv_memory_still_reports(here: Path) -> None:
     flags = ("--num-gpu-blocks-override", "2")
     assert served("--trace", "t.csv", *LLAMA, *flags)["requests"]["rejected"] == 3
@@ -561,9 +559,7 @@ def test_a_config_of_an_unknown_architecture_is_refused(here: Path) -> None:
         "[]",
         "3",
         '{"model_type": 3}',
-        pytest.param(
-            "[" * 100_000, id="deep", marks=pytest.mark.xfail(strict=True, reason="models.py: RecursionError")
-        ),
+        pytest.param("[" * 100_000, id="deep"),
     ],
 )
 def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
@@ -575,10 +571,7 @@ def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
     [
         {"hidden_size": "big"},
         {"hidden_size": -1},
-        pytest.param(
-            {"num_hidden_layers": 0},
-            marks=pytest.mark.xfail(strict=True, reason="hf_config.py takes a model without layers"),
-        ),
+        {"num_hidden_layers": 0},
         {"vocab_size": None},
         {"num_attention_heads": 2.5},
         {"rope_scaling": 3},
@@ -608,7 +601,7 @@ def test_a_folder_of_something_else_is_left_alone(here: Path) -> None:
 
 def test_a_place_below_a_file_cannot_be_written(here: Path) -> None:
     error = refused("--trace", "t.csv", *LLAMA, "--out", "t.csv/run")
-    assert error.startswith("t.csv/run: --out: ")
+    assert error.endswith("t.csv: --out: not a folder")
 
 
 def test_a_trace_name_too_long_for_the_disk_is_refused(here: Path) -> None:
@@ -619,12 +612,10 @@ def test_a_folder_name_too_long_for_the_disk_is_refused(here: Path) -> None:
     assert "File name too long" in refused("--trace", "t.csv", *LLAMA, "--out", "x" * 300)
 
 
-@pytest.mark.xfail(strict=True, reason="ecosystem/models.py: find_model asks is_dir() of any name")
 def test_a_model_name_too_long_for_the_disk_is_unknown(here: Path) -> None:
     assert "unknown model" in refused("--trace", "t.csv", "--model", "x" * 300, "--gpu", "H100")
 
 
-@pytest.mark.xfail(strict=True, reason="metrics/timeline.py: a row a second, however long the run is")
 def test_a_timeline_too_long_for_memory_is_refused(here: Path) -> None:
     assert "sample_interval_s" in refused("--num-prompts", "2", "--request-rate", "1e-300", *LLAMA)
 

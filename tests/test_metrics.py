@@ -306,17 +306,20 @@ def test_one_token_has_no_time_per_output_token():
     assert latency(requests_of(ONE_TOKEN), NO_GAPS)["tpot_s"] == dict.fromkeys(POINTS)
 
 
+STEPS = pl.DataFrame({"start_s": [0.5, 1.5], "duration_s": [1.0, 0.5]})
+
+
 def test_a_rejected_request_has_no_latency_but_opens_the_window():
     table = requests_of(REJECTED, ONE_TOKEN)
     assert latency(table, NO_GAPS)["ttft_s"] == dict.fromkeys(POINTS, 1.0)
-    assert window(table) == (0.0, 2.0)
+    assert window(table, STEPS) == (0.0, 2.0)
     assert throughput(table, 2.0) == {
         "requests_per_s": 0.5, "output_tokens_per_s": 0.5, "total_tokens_per_s": 5.5,
     }  # fmt: skip
 
 
 def test_the_window_of_a_run_without_an_answer_is_empty():
-    assert window(requests_of(REJECTED)) == (0.0, 0.0)
+    assert window(requests_of(REJECTED), STEPS.clear()) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,9 @@ from typing import Any
 import pytest
 
 from kavier.errors import InputError, nearest
-from kavier.explain import _paths
-from kavier.scenario import (
-    Scenario,
-    anchor_paths,
-    dump_scenario,
-    get_path,
-    parse_scenario,
-    read_scenario_tree,
-    set_path,
-)
+from kavier.scenario import Scenario, parse_scenario
+from kavier.scenario_errors import _paths
+from kavier.scenario_file import anchor_paths, dump_scenario, get_path, read_scenario_tree, set_path
 from kavier.yaml_text import parse_yaml
 
 
@@ -65,10 +58,10 @@ FULL = tree(
 )
 def test_a_scenario_written_and_read_again_is_the_same(plain: dict[str, Any], tmp_path: Path) -> None:
     scenario = parse_scenario(plain)
-    (tmp_path / "s.yaml").write_text(dump_scenario(scenario))
+    (tmp_path / "s.yaml").write_text(dump_scenario(scenario, Path()))
     again = parse_scenario(parse_yaml((tmp_path / "s.yaml").read_text(), "s.yaml"))
     assert again == scenario
-    assert dump_scenario(again) == dump_scenario(scenario)
+    assert dump_scenario(again, Path()) == dump_scenario(scenario, Path())
 
 
 def test_the_dump_writes_every_default_out() -> None:
@@ -77,7 +70,7 @@ def test_the_dump_writes_every_default_out() -> None:
             return {prefix}
         return {path for key, value in node.items() for path in keys(value, f"{prefix}.{key}")}
 
-    written = keys(parse_yaml(dump_scenario(parse_scenario(tree())), "dump"))
+    written = keys(parse_yaml(dump_scenario(parse_scenario(tree()), Path()), "dump"))
     assert {".engine.gpu_memory_utilization", ".site.pue", ".output.steps", ".slo.ttft_s", ".seed"} <= written
 
 
@@ -252,6 +245,6 @@ def test_whatever_stands_at_a_key_is_taken_or_refused_by_name(path: str) -> None
             said = str(error)
         else:
             said = path
-            assert parse_scenario(parse_yaml(dump_scenario(scenario), "dump")) == scenario
+            assert parse_scenario(parse_yaml(dump_scenario(scenario, Path()), "dump")) == scenario
         assert path.split(".")[0] in said
         assert "\n" not in said

@@ -17,7 +17,8 @@ from kavier.metrics.power import SaturatingPower
 from kavier.metrics.summary import Facts, summarise_run
 from kavier.metrics.timeline import timeline
 from kavier.metrics.trust import trust
-from kavier.scenario import Scenario, parse_scenario, read_scenario_tree
+from kavier.scenario import Scenario, parse_scenario
+from kavier.scenario_file import read_scenario_tree
 from kavier.simulation.reference import SimulationResult, simulate_reference
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
@@ -135,7 +136,7 @@ def _measure(
     rows = timeline(
         steps,
         replicas=scenario.fleet.replicas,
-        window_s=window(requests),
+        window_s=window(requests, steps),
         interval_s=scenario.output.sample_interval_s,
         idle_w=platform.gpu.loaded_idle_w * gpus,
     )

@@ -261,9 +261,8 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
         if num_new == 1 and computed >= request.num_prompt_tokens:
             work.decodes += 1
             work.decode_context_tokens += after
-            work.sampled += 1
-            continue
-        work.prefill_tokens += num_new
-        work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
-        work.prefill_context_tokens += after
+        else:
+            work.prefill_tokens += num_new
+            work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
+            work.prefill_context_tokens += after
         work.sampled += after == request.num_tokens
