@@ -200,7 +200,6 @@ def test_a_step_says_how_many_tokens_it_samples():
     assert Status.UNFINISHED not in {request.status for request in requests}
 
 
-@pytest.mark.xfail(reason="equal priority and arrival: they preempt each other for ever", strict=True)
 def test_requests_of_equal_priority_and_arrival_all_finish():
     settings = Settings(
         12, block_size=1, budget=2, seats=3, caching=False, priority=True, threshold=1, reserve_full=False

@@ -241,11 +241,10 @@ def _amount(value: float | None, unit: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    parts: Iterable[str] = (
-        f"{hours} h" if hours else "",
-        f"{minutes} min" if minutes else "",
-        f"{rest:.0f} s",
-    )
+    """Whole seconds from a minute on, three digits below."""
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts: Iterable[str] = (f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest} s")
     return " ".join(part for part in parts if part)
