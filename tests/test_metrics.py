@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -150,9 +151,10 @@ def run(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Request, "append_token", logged)
         result = kavier.simulate(scenario(source, **RUNS[request.param]))
+    origin_s = math.floor(result.requests["arrival_s"].min())  # engines play from there
     served = [
         Served(row["status"] == "finished", row["prompt_tokens"], row["output_tokens"], row["arrival_s"],
-               times.get(row["request"], []))
+               [origin_s + time_s for time_s in times.get(row["request"], [])])
         for row in result.requests.iter_rows(named=True)
     ]  # fmt: skip
     return request.param, result, served

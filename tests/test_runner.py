@@ -497,10 +497,6 @@ def test_the_glossary_names_every_part_of_every_metric(busy):
             assert entry["parts"].split() == list(value), name
 
 
-ORIGIN = "bug: times keep the trace's origin, so that an epoch in ms leaves 0.2 ms of a double: ITL 1.4 % off"
-
-
-@pytest.mark.xfail(strict=True, reason=ORIGIN)
 @pytest.mark.parametrize("origin_s", [1.7e9, 1.7e12])
 def test_the_origin_of_the_traces_clock_changes_no_number(tmp_path, origin_s):
     """Arrivals are exact in all three clocks."""

@@ -9,6 +9,7 @@ from kavier.ecosystem.platform import Platform
 from kavier.metrics.power import SaturatingPower
 from kavier.scenario import Scenario, Synthetic
 from kavier.timing.datasheet import DatasheetTiming
+from kavier.units import S_PER_HOUR
 from kavier.workload.presets import resolve
 from kavier.workload.table import Workload
 
@@ -70,6 +71,8 @@ def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> I
         yield f"{truncated:,} answers were cut at max_model_len = {scenario.engine.max_model_len}"
     if (limit := scenario.workload.max_concurrency) is not None:
         yield f"max_concurrency = {limit}: arrival_s is when a request was sent, maybe later than planned"
+    if scenario.site.carbon_series is not None and scenario.output.sample_interval_s > S_PER_HOUR:
+        yield "carbon is reckoned by the sample interval, which is longer than an hour: it averages hours"
     columns = workload.requests.columns
     for column, instead in UNUSED_COLUMNS.items():
         if column in columns:
