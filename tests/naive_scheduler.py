@@ -103,8 +103,7 @@ class NaiveScheduler:
             while job in self.running and not self._allocate(job, job.computed + n, []):
                 victim = self.running[-1]
                 if self.settings.priority:
-                    worst = max((j.priority, j.arrival_s) for j in self.running)
-                    victim = next(j for j in self.running if (j.priority, j.arrival_s) == worst)
+                    victim = max(self.running, key=lambda j: (j.priority, j.arrival_s, j.row))
                 if self.running.index(victim) < at:
                     at -= 1
                 left += self.batch.pop(victim, 0)

@@ -179,11 +179,16 @@ def test_a_prompt_larger_than_the_kv_memory_is_rejected_and_counted(here: Path) 
     assert (counts["arrived"], counts["finished"], counts["rejected"]) == (2, 1, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="metrics/timeline.py: ratios of an empty steps table are integers")
 def test_a_run_that_rejects_everything_still_reports(here: Path) -> None:
     Path("t.csv").write_text("arrival_s,input_tokens,output_tokens\n0,5000,1\n")
     assert served("--trace", "t.csv", *LLAMA, "--max-model-len", "4096")["requests"]["rejected"] == 1
     assert kavier("run", "--trace", "t.csv", *LLAMA, "--max-model-len", "4096").status == 0
+
+
+def test_a_run_whose_every_request_needs_more_than_the_kv_memory_still_reports(here: Path) -> None:
+    flags = ("--num-gpu-blocks-override", "2")
+    assert served("--trace", "t.csv", *LLAMA, *flags)["requests"]["rejected"] == 3
+    assert kavier("run", "--trace", "t.csv", *LLAMA, *flags).status == 0
 
 
 # ---------------------------------------------------------------- names
@@ -259,9 +264,16 @@ def test_a_context_too_long_for_the_kv_memory_says_what_fits(here: Path) -> None
     fitting = re.search(r"at most (\d+)", error)
     assert fitting
     ended = kavier(
-        "run", "--trace", "t.csv", "--model", "meta-llama/Llama-3.1-8B", "--gpu", "A10",
-        "--max-model-len", fitting[1],
-    )  # fmt: skip
+        "run",
+        "--trace",
+        "t.csv",
+        "--model",
+        "meta-llama/Llama-3.1-8B",
+        "--gpu",
+        "A10",
+        "--max-model-len",
+        fitting[1],
+    )
     assert ended.status == 0
 
 
@@ -282,25 +294,46 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--request-rate", "2"), "contradictory flags: --trace replays a trace, --request-rate generates load"),
+        (
+            ("--request-rate", "2"),
+            "contradictory flags: --trace replays a trace, --request-rate generates load",
+        ),
         (("--preset", "azure-code"), "contradictory flags: --trace replays a trace, --preset"),
         (("--num-prompts", "5"), "contradictory flags: --trace replays a trace, --num-prompts"),
-        (("--max-num-batched-tokens", "10", "--max-num-seqs", "20"), "smaller than max_num_seqs (20) (got 10)"),
+        (
+            ("--max-num-batched-tokens", "10", "--max-num-seqs", "20"),
+            "smaller than max_num_seqs (20) (got 10)",
+        ),
         (
             ("--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"),
             "smaller than max_model_len (131072) (got 2048); expected at least 131072",
         ),
         (("--async-scheduling",), "--async-scheduling is not modelled yet"),
-        (("--gpu-memory-utilization", "1.5"), "engine.gpu_memory_utilization: bad value (got 1.5); expected less"),
+        (
+            ("--gpu-memory-utilization", "1.5"),
+            "engine.gpu_memory_utilization: bad value (got 1.5); expected less",
+        ),
         (("--gpu-memory-utilization", "nan"), "engine.gpu_memory_utilization: bad value (got nan)"),
-        (("--max-model-len", "long"), "max_model_len: bad value (got 'long'); expected a valid integer or 'auto'"),
-        (("--max-model-len", "0"), "engine.max_model_len: bad value (got '0'); expected greater than or equal"),
+        (
+            ("--max-model-len", "long"),
+            "max_model_len: bad value (got 'long'); expected a valid integer or 'auto'",
+        ),
+        (
+            ("--max-model-len", "0"),
+            "engine.max_model_len: bad value (got '0'); expected greater than or equal",
+        ),
         (("--num-gpu-blocks-override", "1"), "engine.num_gpu_blocks_override: bad value (got 1)"),
         (("--block-size", "0"), "engine.block_size: bad value (got 0)"),
         (("--max-concurrency", "0"), "workload.max_concurrency: bad value (got 0)"),
-        (("--replicas", "0"), "command line: fleet.replicas: bad value (got 0); expected greater than or equal to 1"),
+        (
+            ("--replicas", "0"),
+            "command line: fleet.replicas: bad value (got 0); expected greater than or equal to 1",
+        ),
         (("--replicas", "-1"), "fleet.replicas: bad value (got -1); expected greater than or equal to 1"),
-        (("--replicas", "1000000000"), "fleet.replicas: bad value (got 1000000000); expected less than or equal"),
+        (
+            ("--replicas", "1000000000"),
+            "fleet.replicas: bad value (got 1000000000); expected less than or equal",
+        ),
         (("--replicas", "abc"), "Invalid value for '--replicas': Input should be a valid integer"),
         (("--replicas", "1.5"), "Invalid value for '--replicas': Input should be a valid integer"),
         (("--seed", "-1"), "seed: bad value (got -1); expected greater than or equal to 0"),
@@ -316,8 +349,14 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
         (("--set", "fleet.replicaz=3"), "unknown key 'fleet.replicaz'; did you mean replicas?"),
         (("--set", "replicas=3"), "unknown key 'replicas'; expected fleet.replicas"),
         (("--set", "colour.shade=3"), "unknown key 'colour'"),
-        (("--set", "fleet.replicas=many"), "fleet.replicas: bad value (got 'many'); expected a valid integer"),
-        (("--set", "fleet.replicas=true"), "fleet.replicas: bad value (got 'true'); expected a valid integer"),
+        (
+            ("--set", "fleet.replicas=many"),
+            "fleet.replicas: bad value (got 'many'); expected a valid integer",
+        ),
+        (
+            ("--set", "fleet.replicas=true"),
+            "fleet.replicas: bad value (got 'true'); expected a valid integer",
+        ),
         (("--set", "fleet.replicas.more=3"), "fleet.replicas: bad value (got {'more': 3}); expected a valid"),
         (("--set", "fleet=3"), "no GPU"),
         (("--set", "workload=3"), "nothing to serve"),
@@ -330,7 +369,7 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
         (("--no-such-flag",), "No such option: --no-such-flag"),
         (("--replicas",), "requires an argument"),
     ],
-)  # fmt: skip
+)
 def test_a_flag_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...], said: str) -> None:
     assert said in refused("--out", "out", "--trace", "t.csv", *LLAMA, *flags)
 
@@ -367,7 +406,7 @@ def test_load_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...],
         (("--trace", "t.csv", "--model", "", "--gpu", "H100"), "no model"),
         (("one.yaml", "two.yaml"), "unexpected extra argument"),
     ],
-)  # fmt: skip
+)
 def test_a_run_with_something_missing_says_what(here: Path, arguments: tuple[str, ...], said: str) -> None:
     assert said in refused(*arguments)
 
@@ -406,7 +445,7 @@ def refused_scenario(text: str | bytes) -> str:
         (GOOD + "---\nseed: 1\n", "s.yaml, line 4: not valid YAML"),
         (GOOD + "? [1, 2]\n: x\n", "s.yaml, line 4: not valid YAML: found unhashable key"),
         (GOOD + "seed: " + "9" * 5000, "s.yaml: not valid YAML"),
-        (GOOD + "engine: " + "[" * 5000, "s.yaml: not valid YAML"),
+        (GOOD + "engine: " + "[" * 1500, "s.yaml: not valid YAML"),
         (GOOD.encode() + b"\xff", "s.yaml: cannot read the scenario"),
         (GOOD + "1: 2\n", "s.yaml: a key that is not text"),
         (GOOD + "fleat: {}\n", "s.yaml: unknown key 'fleat'; did you mean fleet?"),
@@ -417,8 +456,14 @@ def refused_scenario(text: str | bytes) -> str:
         (GOOD + "engine: &e {engine: *e}\n", "s.yaml: unknown key 'engine.engine'"),
         (GOOD + "seed: 1.5\n", "s.yaml: seed: bad value (got 1.5); expected a valid integer"),
         (GOOD + "seed: yes\n", "s.yaml: seed: bad value (got 'yes'); expected a valid integer"),
-        (GOOD + "engine: {kv_cache: maybe}\n", "engine.kv_cache: bad value (got 'maybe'); expected a valid boolean"),
-        (GOOD + "engine: {vllm_version: 0.5}\n", "engine.vllm_version: bad value (got '0.5'); expected '0.33'"),
+        (
+            GOOD + "engine: {kv_cache: maybe}\n",
+            "engine.kv_cache: bad value (got 'maybe'); expected a valid boolean",
+        ),
+        (
+            GOOD + "engine: {vllm_version: 0.5}\n",
+            "engine.vllm_version: bad value (got '0.5'); expected '0.33'",
+        ),
         (GOOD + "slo: {ttft_s: .nan}\n", "slo.ttft_s: bad value (got nan)"),
         (GOOD.replace("{trace: t.csv}", "{}"), "workload: give either a trace or synthetic load"),
         (GOOD.replace("{trace: t.csv}", "t.csv"), "workload: bad value (got 't.csv'); expected a mapping"),
@@ -433,7 +478,7 @@ def refused_scenario(text: str | bytes) -> str:
             "workload.synthetic.prompt_tokens: lengths of kind 'uniform' need mean",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_bad_scenario_is_refused(here: Path, text: str | bytes, said: str) -> None:
     Path("s.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
     assert said in refused("s.yaml")
@@ -509,10 +554,14 @@ def test_a_config_of_an_unknown_architecture_is_refused(here: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "3", '{"model_type": 3}',
-        pytest.param("[" * 100_000, id="deep", marks=pytest.mark.xfail(strict=True, reason="models.py: RecursionError")),
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"model_type": 3}',
+        pytest.param("[" * 100_000, id="deep"),
     ],
-)  # fmt: skip
+)
 def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
     assert "config.json" in refused_config(text)
 
@@ -522,10 +571,7 @@ def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
     [
         {"hidden_size": "big"},
         {"hidden_size": -1},
-        pytest.param(
-            {"num_hidden_layers": 0},
-            marks=pytest.mark.xfail(strict=True, reason="hf_config.py takes a model without layers"),
-        ),
+        {"num_hidden_layers": 0},
         {"vocab_size": None},
         {"num_attention_heads": 2.5},
         {"rope_scaling": 3},
@@ -555,7 +601,7 @@ def test_a_folder_of_something_else_is_left_alone(here: Path) -> None:
 
 def test_a_place_below_a_file_cannot_be_written(here: Path) -> None:
     error = refused("--trace", "t.csv", *LLAMA, "--out", "t.csv/run")
-    assert error.startswith("t.csv/run: --out: ")
+    assert error.endswith("t.csv: --out: not a folder")
 
 
 def test_a_trace_name_too_long_for_the_disk_is_refused(here: Path) -> None:
@@ -566,12 +612,10 @@ def test_a_folder_name_too_long_for_the_disk_is_refused(here: Path) -> None:
     assert "File name too long" in refused("--trace", "t.csv", *LLAMA, "--out", "x" * 300)
 
 
-@pytest.mark.xfail(strict=True, reason="ecosystem/models.py: find_model asks is_dir() of any name")
 def test_a_model_name_too_long_for_the_disk_is_unknown(here: Path) -> None:
     assert "unknown model" in refused("--trace", "t.csv", "--model", "x" * 300, "--gpu", "H100")
 
 
-@pytest.mark.xfail(strict=True, reason="metrics/timeline.py: a row a second, however long the run is")
 def test_a_timeline_too_long_for_memory_is_refused(here: Path) -> None:
     assert "sample_interval_s" in refused("--num-prompts", "2", "--request-rate", "1e-300", *LLAMA)
 
@@ -585,18 +629,24 @@ def test_a_timeline_too_long_for_memory_is_refused(here: Path) -> None:
         (("info", "no.csv"), "no.csv: cannot read the trace: No such file"),
         (("info", "t.csv", "--format", "azur"), "unknown trace format 'azur'"),
         (("convert", "no.csv", "o.jsonl"), "no.csv: cannot read the trace"),
-        (("convert", "t.csv", "o.txt"), "o.txt: cannot tell the format of the trace to write; expected .parquet"),
+        (
+            ("convert", "t.csv", "o.txt"),
+            "o.txt: cannot tell the format of the trace to write; expected .parquet",
+        ),
         (("convert", "t.csv", "no/o.jsonl"), "no/o.jsonl: cannot write the trace: No such file"),
         (("synth", "o.jsonl"), "synthetic load has no"),
         (("synth", "o.jsonl", "--preset", "azure-cod"), "unknown preset 'azure-cod'"),
-        (("synth", "o.jsonl", "--preset", "azure-code", "--num-prompts", "0"), "num_prompts: bad value (got 0)"),
+        (
+            ("synth", "o.jsonl", "--preset", "azure-code", "--num-prompts", "0"),
+            "num_prompts: bad value (got 0)",
+        ),
         (("synth", "o.jsonl", "--preset", "azure-code", "--request-rate", "nan"), "request_rate: bad value"),
         (("synth", "o.jsonl", "--preset", "azure-code", "--seed", "-1"), "Invalid value for '--seed'"),
         (("synth", "o.txt", "--preset", "azure-code", "--num-prompts", "2"), "expected .parquet or .jsonl"),
         (("synth", "o.jsonl", "--spec", "no.yaml"), "no.yaml: cannot read"),
         (("synth", "o.jsonl", "--spec", "spec.yaml"), "unknown key 'workload.synthetic.num_prompt'"),
     ],
-)  # fmt: skip
+)
 def test_bad_workload_commands_are_refused(here: Path, arguments: tuple[str, ...], said: str) -> None:
     Path("spec.yaml").write_text("num_prompt: 3\n")
     before = set(here.iterdir())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import polars as pl
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kavier.simulation.request import Request
@@ -36,6 +36,7 @@ def table(prompts, outputs, trace_size: int, parents=None, *, chained: bool = Tr
     return pl.DataFrame(rows, schema={name: SCHEMA[name] for name in rows})
 
 
+@example([[0, 1], [1, 1]], 1, 1, False)  # a block alike behind blocks that differ
 @given(st.lists(tokens, min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 6), st.booleans())
 def test_equal_keys_mean_equal_tokens(prompts, trace_size, block_size, chained):
     source = BlockKeys(table(prompts, [1] * len(prompts), trace_size, chained=chained), block_size)

@@ -17,7 +17,8 @@ import yaml
 
 import kavier
 from kavier.cli.main import main
-from kavier.scenario import parse_scenario, read_scenario_tree
+from kavier.scenario import parse_scenario
+from kavier.scenario_file import read_scenario_tree
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -27,7 +27,7 @@ from kavier.simulation.reference import (
     simulate_reference,
 )
 from kavier.simulation.replica import Replica
-from kavier.simulation.request import Request
+from kavier.simulation.request import Request, Status
 from kavier.simulation.router import ROUTERS
 from kavier.simulation.scheduler import Scheduled, Scheduler, SchedulerConfig, Step, StepScheduler
 from kavier.timing.step import StepCost, StepWork
@@ -141,7 +141,9 @@ def check_lockstep(settings: Settings, rows: list[Arrival]) -> None:
         step = scheduler.schedule()
         assert decisions(step, scheduler, evicted) == naive.schedule(), f"step {now}"
         check_blocks(scheduler)
+        before = sum(request.num_output_tokens for request in requests)
         finished = [r.row for r in scheduler.complete(step, float(now))]
+        assert step.work.sampled == sum(request.num_output_tokens for request in requests) - before
         assert finished == naive.complete(), f"step {now}"
         assert free_queue(pool) == naive.free_queue, f"end of step {now}"
         pool.check_integrity()
@@ -182,7 +184,6 @@ def test_every_step_equals_that_of_the_naive_scheduler_when_memory_is_tight(
     check_lockstep(Settings(num_blocks, block_size, budget, seats=5, priority=priority), rows)
 
 
-@pytest.mark.xfail(reason="a lone recomputed token behind the prompt counts as sampled", strict=True)
 def test_a_step_says_how_many_tokens_it_samples():
     rows = [Arrival(0, [0] * 5, [10, 11], 0), Arrival(0, [0], [20], 0), Arrival(0, [0], [30, 31, 32], 0)]
     settings = Settings(num_blocks=6, block_size=1, budget=2, seats=2, threshold=1, reserve_full=False)
@@ -191,14 +192,14 @@ def test_a_step_says_how_many_tokens_it_samples():
     requests = [request_of(row, arrival, keys) for row, arrival in enumerate(rows)]
     for request in requests:
         scheduler.add(request)
-    while scheduler.num_running + scheduler.num_waiting:
+    for _ in range(50):
         before = sum(request.num_output_tokens for request in requests)
         step = scheduler.schedule()
         scheduler.complete(step, 0.0)
         assert step.work.sampled == sum(request.num_output_tokens for request in requests) - before
+    assert Status.UNFINISHED not in {request.status for request in requests}
 
 
-@pytest.mark.xfail(reason="equal priority and arrival: they preempt each other for ever", strict=True)
 def test_requests_of_equal_priority_and_arrival_all_finish():
     settings = Settings(
         12, block_size=1, budget=2, seats=3, caching=False, priority=True, threshold=1, reserve_full=False
@@ -224,7 +225,7 @@ class LinearStepTime:
 
     def cost(self, work: StepWork) -> StepCost:
         self._num_steps += 1
-        assert self._num_steps < 20_000, "no end in sight"
+        assert self._num_steps < 5_000, "no end in sight"
         time_s = (4 + work.prefill_tokens + 2 * work.decodes) / 256
         return StepCost(time_s, float(work.prefill_pairs), float(work.decode_context_tokens))
 
@@ -307,7 +308,7 @@ def engines(draw, *, roomy=False, kv_cache=True):
 
 @st.composite
 def cases(draw, *, roomy=False, sessions=True, limited=True, kv_cache=True):
-    """`roomy`: nothing is rejected. Otherwise KV memory holds from a third of the longest request to just it."""
+    """`roomy`: nothing is rejected. Otherwise KV memory holds the longest request, or a third of it."""
     engine = draw(engines(roomy=roomy, kv_cache=kv_cache))
     largest = 48 // engine.block_size  # the longest request takes 30 + 16 - 1 tokens
     sizes = (

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kavier
-from kavier.scenario import parse_scenario, read_scenario_tree
+from kavier.scenario import parse_scenario
+from kavier.scenario_file import read_scenario_tree
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -150,9 +151,10 @@ def run(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Request, "append_token", logged)
         result = kavier.simulate(scenario(source, **RUNS[request.param]))
+    origin_s = math.floor(result.requests["arrival_s"].min())  # engines play from there
     served = [
         Served(row["status"] == "finished", row["prompt_tokens"], row["output_tokens"], row["arrival_s"],
-               times.get(row["request"], []))
+               [origin_s + time_s for time_s in times.get(row["request"], [])])
         for row in result.requests.iter_rows(named=True)
     ]  # fmt: skip
     return request.param, result, served
@@ -306,17 +308,20 @@ def test_one_token_has_no_time_per_output_token():
     assert latency(requests_of(ONE_TOKEN), NO_GAPS)["tpot_s"] == dict.fromkeys(POINTS)
 
 
+STEPS = pl.DataFrame({"start_s": [0.5, 1.5], "duration_s": [1.0, 0.5]})
+
+
 def test_a_rejected_request_has_no_latency_but_opens_the_window():
     table = requests_of(REJECTED, ONE_TOKEN)
     assert latency(table, NO_GAPS)["ttft_s"] == dict.fromkeys(POINTS, 1.0)
-    assert window(table) == (0.0, 2.0)
+    assert window(table, STEPS) == (0.0, 2.0)
     assert throughput(table, 2.0) == {
         "requests_per_s": 0.5, "output_tokens_per_s": 0.5, "total_tokens_per_s": 5.5,
     }  # fmt: skip
 
 
 def test_the_window_of_a_run_without_an_answer_is_empty():
-    assert window(requests_of(REJECTED)) == (0.0, 0.0)
+    assert window(requests_of(REJECTED), STEPS.clear()) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

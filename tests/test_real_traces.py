@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(not DATA.exists(), reason="needs the measured tr
 def run(trace: str, *flags: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "kavier", "run", "--trace", str(DATA / trace), *LLAMA, *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
 
 
 @pytest.mark.parametrize(("trace", "requests"), [("conv.csv", 19_366), ("code.csv", 8_819)])

@@ -113,7 +113,6 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(result, tmp_path):
     assert files_in(tmp_path) == {"thesis.tex"}
 
 
-@pytest.mark.xfail(strict=True, reason="bug: any summary.json passes for an earlier run and is overwritten")
 def test_a_summary_of_another_tool_does_not_make_a_folder_ours(result, tmp_path):
     theirs = '{"accuracy": 0.9}'
     (tmp_path / "summary.json").write_text(theirs, encoding="utf-8")
@@ -128,7 +127,6 @@ def test_a_file_is_no_folder(result, tmp_path):
         check_folder(tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, reason="gap: found only when the run is written, after all of the simulation")
 def test_a_folder_inside_a_file_is_refused_before_simulating(tmp_path):
     (tmp_path / "out").write_text("x", encoding="utf-8")
     with pytest.raises(InputError):
@@ -137,14 +135,10 @@ def test_a_folder_inside_a_file_is_refused_before_simulating(tmp_path):
 
 def test_a_folder_inside_a_file_is_bad_input_when_writing(result, tmp_path):
     (tmp_path / "out").write_text("x", encoding="utf-8")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match=r"cannot write|not a folder"):
         write_run(result, tmp_path / "out" / "run")
 
 
-UNREADABLE = "bug: check_folder lets PermissionError through as a traceback"
-
-
-@pytest.mark.xfail(strict=True, reason=UNREADABLE, raises=PermissionError)
 def test_a_folder_that_cannot_be_listed_is_bad_input(tmp_path, monkeypatch):
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
@@ -168,7 +162,6 @@ def test_a_failure_leaves_the_earlier_run_as_it_was(result, tmp_path, monkeypatc
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a failed write leaves the folder it made, empty")
 def test_a_failure_leaves_no_new_folder(result, tmp_path, monkeypatch):
     monkeypatch.setattr(pl.DataFrame, "write_parquet", disk_full)
     with pytest.raises(InputError):
@@ -209,7 +202,11 @@ def huge(result):
     summary["throughput"] = {
         "requests_per_s": 12345.67, "output_tokens_per_s": 1_234_567.0, "total_tokens_per_s": 98_765_432.0,
     }  # fmt: skip
-    summary["energy"] = {"gpu_kwh": 7_654_321.125, "facility_kwh": 9_185_185.25, "j_per_output_token": 1234.0}
+    summary["energy"] |= {
+        "gpu_kwh": 7_654_321.125,
+        "facility_kwh": 9_185_185.25,
+        "j_per_output_token": 1234.0,
+    }
     summary["carbon"] |= {"operational_gco2e": 4_344_592_623.0, "gco2e_per_million_tokens": 12_345.0}
     summary["cost"] |= {"usd": 87_654_321.0, "usd_per_million_tokens": 1_234.0, "gpu_hours": 29_713_329.0}
     summary["goodput"] = {"good_requests": 111_222_333, "good_ratio": 0.9, "requests_per_s": 11111.11}
@@ -272,8 +269,8 @@ def test_the_page_shows_the_numbers_of_the_summary(result, capsys, monkeypatch):
     ]
     rent = next(line for line in text.splitlines() if line.startswith("Rent"))
     assert f"{summary['cost']['usd_per_million_tokens']:.4g} USD" in rent
-    watts = summary["energy"]["gpu_kwh"] * 3.6e6 / summary["makespan_s"]
-    assert f"{watts:,.0f} W mean GPU power" in text
+    watts = float(re.findall(r"([\d.,]+) W mean GPU power", text)[0].replace(",", ""))
+    assert watts == pytest.approx(summary["energy"]["gpu_kwh"] * 3.6e6 / summary["makespan_s"], rel=2e-3)
 
 
 def test_the_page_says_where_the_run_was_kept(result, capsys, monkeypatch):
@@ -283,7 +280,6 @@ def test_the_page_says_where_the_run_was_kept(result, capsys, monkeypatch):
 MARKUP = "bug: rich reads [brackets] of file names as markup"
 
 
-@pytest.mark.xfail(strict=True, reason=MARKUP)
 def test_a_folder_with_brackets_in_its_name_is_shown_as_it_is(result, capsys, monkeypatch):
     assert "Kept in runs[a]/1" in page(result, capsys, monkeypatch, out=Path("runs[a]/1"))
 
@@ -297,11 +293,13 @@ def test_without_a_price_the_page_shows_a_dash(result, capsys, monkeypatch):
 NOTHING = "bug: joules / 0 s is inf or NaN, and round(NaN) in the plot is a traceback"
 
 
-@pytest.mark.xfail(strict=True, reason=NOTHING, raises=(ValueError, RuntimeWarning))
-def test_the_page_of_a_run_that_served_nothing(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("prompt_tokens", "reason"), [(500, "kv"), (1500, "context")])
+def test_the_page_of_a_run_that_served_nothing(tmp_path, capsys, monkeypatch, prompt_tokens, reason):
     engine = {"num_gpu_blocks_override": 20, "max_model_len": 1024}
-    nothing = simulate(tmp_path, [row(1.0, 500)], engine=engine)
-    assert "1 rejected (kv)" in page(nothing, capsys, monkeypatch)
+    nothing = simulate(tmp_path, [row(1.0, prompt_tokens)], engine=engine)
+    text = page(nothing, capsys, monkeypatch)
+    assert f"1 rejected ({reason})" in text
+    assert not re.search(r"\b(nan|inf)\b", text)
 
 
 def test_small_amounts_and_no_amount_are_readable():
@@ -327,9 +325,6 @@ def test_durations_are_in_hours_minutes_and_seconds():
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: seconds are rounded after the minutes are taken off: 59 min 60 s"
-)
 def test_no_duration_has_sixty_seconds():
     assert _duration(3599.7) == "1 h 0 s"
 
@@ -340,9 +335,6 @@ def test_plots_reach_from_nothing_to_the_largest():
     assert _sparkline([3.0] * 100, 7) == "█" * 7
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: small runs show 0.000 kWh, 0.00 req/s and 0.00 GPU-h for what is not 0"
-)
 def test_what_is_not_zero_is_not_shown_as_zero(result, capsys, monkeypatch):
     summary = json.loads(summary_json(result))
     summary["throughput"] |= {"requests_per_s": 0.002}
@@ -389,7 +381,6 @@ def test_a_workload_is_described_whole(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["requests"] == 3
 
 
-@pytest.mark.xfail(strict=True, reason=MARKUP)
 @pytest.mark.parametrize("name", ["trace[v2].jsonl", "trace[bold].jsonl"])
 def test_a_trace_with_brackets_in_its_name_is_shown_as_it_is(tmp_path, capsys, name):
     print_info(read_trace(trace(tmp_path, [row(0.0)], name)), json=False)
@@ -404,14 +395,10 @@ def test_what_reading_changed_is_printed_with_what_was_written(tmp_path, capsys)
     )
 
 
-CUT = "bug: catalogs are cut to 80 columns, also in a pipe: 'A100-40GB-P…', 'carbon_gco2_…'"
-
-
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.xfail(strict=True, reason=CUT))
-     for kind in ("gpus", "models", "regions", "prices")],
-)  # fmt: skip
+    ["gpus", "models", "regions", "prices"],
+)
 def test_no_name_of_a_catalog_is_cut(capsys, monkeypatch, kind):
     monkeypatch.delenv("COLUMNS", raising=False)
     print_catalog(kind, json=True)
@@ -432,7 +419,7 @@ def test_an_entry_of_a_catalog_is_the_same_in_text_and_json(capsys, kind, name):
     print_entry(kind, name, json=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert entry["name"] in shown
-    assert all(key in shown for key in entry if key != "name")
+    assert all(key in shown for key, value in entry.items() if key != "name" and value is not None)
     sources = [value["source"] for value in entry.values() if isinstance(value, dict) and value.get("source")]
     assert all(" ".join(source.split()) in shown for source in sources)
 

@@ -20,7 +20,7 @@ from kavier.errors import InputError
 from kavier.report.console import glossary
 from kavier.report.files import summary_json, write_run
 from kavier.runner import Result, load_workload
-from kavier.scenario import Scenario, dump_scenario, parse_scenario
+from kavier.scenario import Scenario, parse_scenario
 
 FILES = ("summary.json", "requests.parquet", "timeline.parquet", "steps.parquet", "scenario.resolved.yaml")
 TABLES = ("requests", "timeline", "steps")
@@ -132,7 +132,8 @@ def test_the_resolved_scenario_gives_the_same_result(kept, busy):
 def test_resolving_twice_changes_nothing(kept, busy):
     again = kavier.simulate(kept / "scenario.resolved.yaml")
     assert again.scenario == busy.scenario
-    assert dump_scenario(again.scenario) == (kept / "scenario.resolved.yaml").read_text(encoding="utf-8")
+    kept_tree = yaml.safe_load((kept / "scenario.resolved.yaml").read_text(encoding="utf-8"))
+    assert parse_scenario(kept_tree) == busy.scenario
 
 
 def test_the_resolved_scenario_has_no_engine_number_left_to_choose(busy):
@@ -151,12 +152,6 @@ def test_requests_sent_all_at_once_are_so_again_from_the_resolved_scenario(tmp_p
     assert_same_numbers(kavier.simulate(tmp_path / "run" / "scenario.resolved.yaml"), once)
 
 
-RELATIVE = (
-    "bug: scenario.resolved.yaml keeps a relative trace path, but reading it takes paths from its own folder"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=RELATIVE)
 @pytest.mark.parametrize("what", ["trace", "model"])
 def test_a_run_of_a_relative_path_can_be_repeated_from_its_folder(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
@@ -239,10 +234,15 @@ def test_the_summary_holds_all_that_it_promises(busy):
     assert not any(missing.values()), missing
 
 
+KEYS = {"parts", "unit", "meaning", "formula", "source", "note"}
+
+
 def test_every_metric_is_in_the_glossary_and_every_entry_is_a_metric(busy):
     assert set(glossary()) == busy.summary.keys() - {"schema_version"}
     for name, entry in glossary().items():
-        assert {"unit", "meaning"} <= entry.keys() <= {"unit", "meaning", "formula", "source", "note"}, name
+        assert (
+            {"unit", "meaning"} <= entry.keys() <= {"parts", "unit", "meaning", "formula", "source", "note"}
+        ), name
 
 
 def numbers_in(node) -> list[float]:
@@ -284,10 +284,7 @@ def test_requests_come_in_the_order_of_the_workload(busy):
 
 # --- Nothing served, or next to nothing ---------------------------------------------------------------
 
-NO_STEPS = "bug: a run without steps ends in a numpy casting error (timeline, bincount of nothing is int64)"
 
-
-@pytest.mark.xfail(strict=True, reason=NO_STEPS, raises=TypeError)
 def test_a_run_whose_requests_are_all_rejected_on_arrival_has_nulls_and_no_crash(tmp_path):
     rows = [row(0.0, 5000), row(2.0, 6000)]
     result = kavier.simulate(replay(trace(tmp_path, rows), engine={"max_model_len": 4096}))
@@ -312,10 +309,6 @@ def assert_nothing_served(result, reason) -> None:
     assert result.requests["finish_s"].null_count() == 2
 
 
-NULLS = "bug: 0 USD and 0 gCO2e per million tokens where no token was served (units.per_million)"
-
-
-@pytest.mark.xfail(strict=True, reason=NULLS)
 def test_nothing_served_has_no_price_and_no_carbon_per_token(tmp_path):
     engine = {"num_gpu_blocks_override": 20, "max_model_len": 1024}
     summary = kavier.simulate(replay(trace(tmp_path, [row(1.0, 500)]), engine=engine)).summary
@@ -323,10 +316,6 @@ def test_nothing_served_has_no_price_and_no_carbon_per_token(tmp_path):
     assert summary["carbon"]["gco2e_per_million_tokens"] is None
 
 
-BOUNDARY = "bug: NaN energy, and a ValueError from json, when an empty step begins where the last row ends"
-
-
-@pytest.mark.xfail(strict=True, reason=BOUNDARY)
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_a_rejection_one_interval_behind_the_last_token_leaves_finite_numbers(tmp_path):
     engine = {"num_gpu_blocks_override": 20, "max_model_len": 1024}
@@ -349,10 +338,6 @@ def test_one_request_is_a_run(tmp_path):
     assert summary["utilization"]["busy_ratio"] == pytest.approx(1.0, rel=1e-6)
 
 
-TOO_FINE = "bug: sample_interval_s far too small for the run ends in a MemoryError, or in the OOM killer"
-
-
-@pytest.mark.xfail(strict=True, reason=TOO_FINE, raises=(MemoryError, ValueError))
 def test_a_sample_interval_that_needs_more_rows_than_memory_is_bad_input(tmp_path):
     """1e-16 s: no address space holds the rows, so that this test never fills any memory."""
     tree = replay(trace(tmp_path, [row(0.0), row(60.0)]), output={"sample_interval_s": 1e-16})
@@ -419,16 +404,11 @@ def test_a_cache_that_cannot_hit_is_said_to(tmp_path):
     assert "answers never hit the prefix cache" in notes_of(replay(hashed))
 
 
-@pytest.mark.xfail(strict=True, reason="gap: with kv_cache off, a note still speaks of a prefix cache")
 def test_without_a_kv_cache_nothing_is_said_of_a_prefix_cache_that_answers_miss(tmp_path):
     source = trace(tmp_path, [row(0.0, 32, block_hashes=[1, 2], block_tokens=16)])
     assert "answers never hit the prefix cache" not in notes_of(replay(source, engine={"kv_cache": False}))
 
 
-UNSAID = "gap (law 6): no note says so"
-
-
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 def test_a_limit_on_concurrency_that_moves_arrivals_is_said(tmp_path):
     """arrival_s in the requests table is then no longer the trace's, and TTFT counts from it."""
     source = trace(tmp_path, [row(0.0), row(0.0), row(0.0)])
@@ -437,12 +417,10 @@ def test_a_limit_on_concurrency_that_moves_arrivals_is_said(tmp_path):
     assert "max_concurrency" in "\n".join(result.summary["trust"]["notes"])
 
 
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 def test_think_times_without_parents_are_named_as_unused(tmp_path):
     assert "think_s" in notes_of(replay(trace(tmp_path, [row(0.0, think_s=3.0), row(0.0, think_s=2.0)])))
 
 
-@pytest.mark.xfail(strict=True, reason=UNSAID)
 def test_a_priority_policy_without_priorities_is_said_to_be_first_come_first_served(tmp_path):
     tree = replay(trace(tmp_path, [row(0.0)]), engine={"scheduling_policy": "priority"})
     assert "priority" in notes_of(tree)
@@ -510,3 +488,21 @@ def test_an_empty_requests_table_column_is_never_guessed(busy):
         table = getattr(busy, name)
         floats = table.select(pl.selectors.float())
         assert not floats.select(pl.any_horizontal(pl.all().is_nan().any())).item(), name
+
+
+def test_the_glossary_names_every_part_of_every_metric(busy):
+    for name, entry in glossary().items():
+        value = busy.summary[name]
+        if isinstance(value, dict):
+            assert entry["parts"].split() == list(value), name
+
+
+@pytest.mark.parametrize("origin_s", [1.7e9, 1.7e12])
+def test_the_origin_of_the_traces_clock_changes_no_number(tmp_path, origin_s):
+    """Arrivals are exact in all three clocks."""
+    found = []
+    for origin in (0.0, origin_s):
+        rows = [row(origin + 0.25 * i, 200, 30) for i in range(40)]
+        found.append(kavier.simulate(replay(trace(tmp_path, rows))).summary)
+    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "energy"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-6), name

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from math import inf
+import copy
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kavier.errors import InputError, nearest
-from kavier.scenario import (
-    anchor_paths,
-    dump_scenario,
-    get_path,
-    parse_scenario,
-    read_scenario_tree,
-    set_path,
-)
+from kavier.scenario import Scenario, parse_scenario
+from kavier.scenario_errors import _paths
+from kavier.scenario_file import anchor_paths, dump_scenario, get_path, read_scenario_tree, set_path
 from kavier.yaml_text import parse_yaml
 
 
@@ -62,10 +58,10 @@ FULL = tree(
 )
 def test_a_scenario_written_and_read_again_is_the_same(plain: dict[str, Any], tmp_path: Path) -> None:
     scenario = parse_scenario(plain)
-    (tmp_path / "s.yaml").write_text(dump_scenario(scenario))
+    (tmp_path / "s.yaml").write_text(dump_scenario(scenario, Path()))
     again = parse_scenario(parse_yaml((tmp_path / "s.yaml").read_text(), "s.yaml"))
     assert again == scenario
-    assert dump_scenario(again) == dump_scenario(scenario)
+    assert dump_scenario(again, Path()) == dump_scenario(scenario, Path())
 
 
 def test_the_dump_writes_every_default_out() -> None:
@@ -74,7 +70,7 @@ def test_the_dump_writes_every_default_out() -> None:
             return {prefix}
         return {path for key, value in node.items() for path in keys(value, f"{prefix}.{key}")}
 
-    written = keys(parse_yaml(dump_scenario(parse_scenario(tree())), "dump"))
+    written = keys(parse_yaml(dump_scenario(parse_scenario(tree()), Path()), "dump"))
     assert {".engine.gpu_memory_utilization", ".site.pue", ".output.steps", ".slo.ttft_s", ".seed"} <= written
 
 
@@ -149,22 +145,45 @@ def test_a_path_is_never_set_over_a_value() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"engine": {"max_model_len": "x"}}, "engine.max_model_len: bad value (got 'x'); expected a valid integer or 'auto'"),
+        (
+            {"engine": {"max_model_len": "x"}},
+            "engine.max_model_len: bad value (got 'x'); expected a valid integer or 'auto'",
+        ),
         ({"fleat": {}, "model": None}, "unknown key 'fleat'; did you mean fleet?"),
         ({"block_size": 1}, "unknown key 'block_size'; expected engine.block_size"),
-        ({"workload": {"synthetic": {"arrivals": {"burstiness": 2}}}}, "burstiness needs process gamma, not unset"),
-        ({"workload": {"synthetic": {"arrivals": {"process": "constant", "request_rate": inf}}}},
-         "process 'constant' needs a finite request_rate"),
+        (
+            {"workload": {"synthetic": {"arrivals": {"burstiness": 2}}}},
+            "burstiness needs process gamma, not unset",
+        ),
+        (
+            {"workload": {"synthetic": {"arrivals": {"process": "constant", "request_rate": inf}}}},
+            "process 'constant' needs a finite request_rate",
+        ),
         ({"workload": {"synthetic": {}, "format": "azure"}}, "workload: format without a trace"),
         ({"workload": {"trace": 3}}, "workload.trace: bad value (got 3); expected a path"),
-        ({"workload": {"synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [2, "x"]]}}}},
-         "workload.synthetic.output_tokens.quantiles.1.0: bad value (got 2)"),
-        ({"workload": {"synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [inf, 2]]}}}},
-         "quantiles.1.0: bad value (got inf)"),
-        ({"prices": {"usd_per_kwh": 1e308}}, "prices.usd_per_kwh: bad value (got 1e+308); expected less than"),
+        (
+            {
+                "workload": {
+                    "synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [2, "x"]]}}
+                }
+            },
+            "workload.synthetic.output_tokens.quantiles.1.0: bad value (got 2)",
+        ),
+        (
+            {
+                "workload": {
+                    "synthetic": {"output_tokens": {"kind": "quantiles", "quantiles": [[0, 1], [inf, 2]]}}
+                }
+            },
+            "quantiles.1.0: bad value (got inf)",
+        ),
+        (
+            {"prices": {"usd_per_kwh": 1e308}},
+            "prices.usd_per_kwh: bad value (got 1e+308); expected less than",
+        ),
         ({"engine": {"max_num_seqs": 10**30}}, "engine.max_num_seqs: bad value"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_in_one_line(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_scenario(tree(**wrong), where="s.yaml")
@@ -190,3 +209,42 @@ def test_the_nearest_names_are_offered_whatever_the_case() -> None:
 
 def test_a_long_value_is_cut_in_an_error() -> None:
     assert len(str(InputError("bad", value="x" * 10_000))) < 120
+
+
+HOSTILE: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    nan,
+    inf,
+    -inf,
+    1e308,
+    10**40,
+    "",
+    "x",
+    "1e9",
+    "NO",
+    [],
+    [1],
+    [[]],
+    {},
+    {"x": 1},
+)
+
+
+@pytest.mark.parametrize("path", sorted(_paths(Scenario)))
+def test_whatever_stands_at_a_key_is_taken_or_refused_by_name(path: str) -> None:
+    for value in HOSTILE:
+        plain = copy.deepcopy(FULL)
+        set_path(plain, path, value)
+        try:
+            scenario = parse_scenario(plain)
+        except InputError as error:
+            said = str(error)
+        else:
+            said = path
+            assert parse_scenario(parse_yaml(dump_scenario(scenario, Path()), "dump")) == scenario
+        assert path.split(".")[0] in said
+        assert "\n" not in said

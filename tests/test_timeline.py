@@ -224,12 +224,6 @@ def test_a_replica_that_never_ran_idles_through_all_rows():
     assert idle.select(pl.exclude("replica", "start_s", "interval_s", "energy_j")).to_numpy().sum() == 0
 
 
-NO_STEPS = (
-    "bug: np.bincount of no steps is int64, so the means cannot be cast; traceback when all are rejected"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=NO_STEPS)
 @pytest.mark.parametrize("end_s", [0.0, 2.5])
 def test_no_steps_at_all_is_idle_time(end_s):
     rows = timeline(table([[]], 0.0), replicas=2, window_s=(0.0, end_s), interval_s=1.0, idle_w=10.0)
@@ -238,12 +232,6 @@ def test_no_steps_at_all_is_idle_time(end_s):
     assert rows["running"].to_list() == [0.0] * len(rows)
 
 
-BEYOND = (
-    "bug: 0/0 where a step (one that only rejects) begins exactly where the last interval ends: NaN energy"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=BEYOND)
 def test_a_step_that_begins_where_the_last_row_ends_spoils_nothing():
     """The last token was at 0.5 s; at 1 s a request is rejected in an empty step."""
     steps = table([[spell(0.0, 0.5), spell(0.5, 0.001, running=0, energy_j=0.122)]], 0.0)
@@ -264,12 +252,6 @@ def test_a_step_behind_the_window_changes_no_mean(later_s):
     assert one_row(rows)["busy_s"] == 0.5
 
 
-SLIVER = (
-    "bug: rounding leaves a last row of ~1e-15 s, whose means and power are rounding noise (69 running of 5)"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=SLIVER)
 @given(
     st.integers(1, 400), st.sampled_from([0.1, 0.01, 0.7, 1 / 3]), st.sampled_from([0.0, 606.4265540611151])
 )

@@ -73,7 +73,6 @@ def test_amounts_per_million_tokens_scale_back(amount, tokens):
 # --- Where units are converted ------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="house rule: report/console.py, report/catalog.py, carbon_series.py")
 def test_no_module_but_units_writes_the_numbers_of_a_conversion():
     """Powers of 1000 and 3600 next to * or /, the way unit errors are written."""
     factor = re.compile(r"[*/]\s*(1e[+-]?(3|6|9|12)|1000(\.0)?|3600(\.0)?|3\.6e6)\b")
@@ -98,17 +97,28 @@ def test_prototype_error_seconds_were_truncated_and_stored_as_ms():
     assert _latency(0.0046) == "4.60 ms"
 
 
+def energy_of(timeline, tokens, pue):
+    return energy(timeline, pue=pue, makespan_s=100.0, output_tokens=tokens, total_tokens=tokens)
+
+
 def test_prototype_error_joules_were_divided_by_1000_for_watt_hours():
     """3.6e6 J are 1,000 Wh, not 3,600."""
-    result = energy(timeline_of([1.2e6, 2.4e6]), finished([1]), pue=1.0)
+    result = energy_of(timeline_of([1.2e6, 2.4e6]), 1, pue=1.0)
     assert result["gpu_kwh"] == pytest.approx(1.0, rel=1e-15)
     assert result["facility_kwh"] == pytest.approx(1.0, rel=1e-15)
 
 
 def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
-    """Every energy key says kwh or j, and the two agree in size."""
-    result = energy(timeline_of([7.2e6]), finished([2_000]), pue=1.5)
-    assert set(result) == {"gpu_kwh", "facility_kwh", "j_per_output_token"}
+    """Every key says its unit, and all agree in size: 2 kWh over 2,000 tokens and 100 s."""
+    result = energy_of(timeline_of([7.2e6]), 2_000, pue=1.5)
+    assert result["gpu_wh_per_million_tokens"] == 2_000 / 2_000 * 1_000_000
+    assert result["facility_wh_per_million_tokens"] == 3_000 / 2_000 * 1_000_000
+    assert result["mean_gpu_w"] == 7.2e6 / 100
+    names = " ".join(result)
+    assert names == (
+        "gpu_kwh facility_kwh j_per_output_token "
+        "gpu_wh_per_million_tokens facility_wh_per_million_tokens mean_gpu_w"
+    )
     assert result["gpu_kwh"] == 2.0
     assert result["facility_kwh"] == 3.0
     assert result["j_per_output_token"] == result["gpu_kwh"] * 3_600_000 / 2_000 == 3_600.0
@@ -118,7 +128,7 @@ def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
 def test_prototype_error_energy_was_multiplied_by_latency(stretch):
     """The same joules drawn over any time are the same energy and the same carbon: no kWh x s."""
     spread = pl.DataFrame({"energy_j": [9e5, 9e5], "interval_s": [stretch, stretch]})
-    assert energy(spread, finished([10]), pue=1.2) == energy(timeline_of([9e5, 9e5]), finished([10]), pue=1.2)
+    assert energy_of(spread, 10, pue=1.2) == energy_of(timeline_of([9e5, 9e5]), 10, pue=1.2)
     grams = carbon(spread, pue=1.2, gco2_per_kwh=400.0, tokens=10)["operational_gco2e"]
     assert grams == pytest.approx(0.5 * 1.2 * 400, rel=1e-12)
 
@@ -171,12 +181,6 @@ def test_a_rent_of_zero_is_a_price():
     assert (result["usd"], result["usd_per_million_tokens"], result["electricity_usd"]) == (0.0, 0.0, 0.0)
 
 
-NOTHING_SERVED = (
-    "bug: per_million answers 0 where there are no tokens; 0 USD or gCO2e per M tokens is a claim"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=NOTHING_SERVED)
 def test_nothing_is_said_per_token_where_no_token_was_served():
     rent = cost(
         gpus=1, makespan_s=3600.0, usd_per_gpu_hour=2.0, facility_kwh=1.0, usd_per_kwh=0.1,
@@ -189,6 +193,5 @@ def test_nothing_is_said_per_token_where_no_token_was_served():
     assert grams["gco2e_per_million_tokens"] is None
 
 
-@pytest.mark.xfail(strict=True, reason="bug: without energy the mean intensity is said to be 0 gCO2e/kWh")
 def test_no_energy_has_no_mean_intensity():
     assert carbon(timeline_of([0.0]), pue=1.2, gco2_per_kwh=400.0, tokens=0)["mean_gco2_per_kwh"] is None

@@ -44,3 +44,8 @@ def nearest(typed: str, names: Iterable[str], count: int = 3) -> list[str]:
     inside = [name for folded, name in by_key.items() if len(key) >= 3 and key in folded]
     close = [by_key[k] for k in difflib.get_close_matches(key, by_key, n=count, cutoff=0.5)]
     return list(dict.fromkeys(close + inside))[:count]
+
+
+def reason(error: Exception) -> str:
+    """What the operating system said, without its errno decoration."""
+    return getattr(error, "strerror", None) or str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from kavier.metrics.power import SaturatingPower
 from kavier.metrics.summary import Facts, summarise_run
 from kavier.metrics.timeline import timeline
 from kavier.metrics.trust import trust
-from kavier.scenario import Scenario, parse_scenario, read_scenario_tree
+from kavier.scenario import Scenario, parse_scenario
+from kavier.scenario_file import read_scenario_tree
 from kavier.simulation.reference import SimulationResult, simulate_reference
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
@@ -109,7 +111,7 @@ def _play(
 ) -> SimulationResult:
     total = len(workload.requests)
     return simulate_reference(
-        workload.requests,
+        _shifted(workload.requests, -_origin_s(workload)),
         scenario.engine,
         timing,
         num_gpu_blocks=platform.kv.kv_blocks,
@@ -127,6 +129,7 @@ def _measure(
     workload: Workload,
     played: SimulationResult,
 ) -> Result:
+    origin_s = _origin_s(workload)
     gpus = scenario.engine.tensor_parallel_size
     dtype = compute_dtype(platform.gpu, platform.model.weight_dtype)
     power = SaturatingPower(platform.gpu, dtype)
@@ -135,7 +138,7 @@ def _measure(
     rows = timeline(
         steps,
         replicas=scenario.fleet.replicas,
-        window_s=window(requests),
+        window_s=window(requests, steps),
         interval_s=scenario.output.sample_interval_s,
         idle_w=platform.gpu.loaded_idle_w * gpus,
     )
@@ -147,14 +150,33 @@ def _measure(
         kv_blocks=played.kv_blocks,
         block_tokens=scenario.engine.block_size,
         pue=scenario.site.pue,
-        gco2_per_kwh=platform.intensity(rows["start_s"].to_numpy(), rows["interval_s"].to_numpy()),
+        gco2_per_kwh=platform.intensity(rows["start_s"].to_numpy() + origin_s, rows["interval_s"].to_numpy()),
         usd_per_gpu_hour=platform.usd_per_gpu_hour,
         usd_per_kwh=platform.usd_per_kwh,
         slo=scenario.slo,
     )
     summary = summarise_run(requests, rows, steps, played.token_gaps, facts)
     summary["trust"] = trust(scenario, platform, workload, played.truncated, timing, power)
-    return Result(scenario, summary, _with_labels(requests, workload), rows, steps)
+    tables = (_shifted(table, origin_s) for table in (_with_labels(requests, workload), rows, steps))
+    return Result(scenario, summary, *tables)
+
+
+def _origin_s(workload: Workload) -> int:
+    """Where the trace's clock stands at the first arrival, in whole seconds.
+
+    Engines play from there: an epoch leaves few digits of a double for milliseconds. Whole seconds are
+    taken off and put back without rounding any arrival.
+    """
+    first_s: float = workload.requests["arrival_s"][0]
+    return math.floor(first_s)
+
+
+CLOCKS = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s")
+"""Columns that tell a time of the trace's clock."""
+
+
+def _shifted(table: pl.DataFrame, by_s: int) -> pl.DataFrame:
+    return table.with_columns(pl.col(name) + by_s for name in CLOCKS if name in table.columns)
 
 
 def _with_labels(requests: pl.DataFrame, workload: Workload) -> pl.DataFrame:

@@ -8,7 +8,6 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,9 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from kavier.errors import InputError
-from kavier.explain import explain
-from kavier.yaml_text import parse_yaml
+from kavier.scenario_errors import explain
 
 LARGEST = 10**12
 """No quantity of a scenario is larger; a larger number is a slip of the keyboard, and would overflow."""
@@ -304,77 +301,3 @@ def parse_scenario(tree: Mapping[str, Any], *, where: str = "scenario") -> Scena
         return Scenario.model_validate(tree)
     except ValidationError as error:
         raise explain(error, where, Scenario) from None
-
-
-def read_scenario_tree(path: Path) -> dict[str, Any]:
-    """The plain data of a YAML scenario; relative paths in it are taken from the file's folder.
-
-    Raises:
-        InputError: Missing or unreadable file, YAML that does not parse (line named), not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the scenario: {reason(error)}", where=str(path)) from None
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise InputError(
-            "the scenario is not a mapping", where=str(path), expected="keys such as model, workload, fleet"
-        )
-    return anchor_paths(tree, path.parent)
-
-
-def reason(error: Exception) -> str:
-    """What the operating system said, without its errno decoration."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-_FILES = (
-    "workload.trace",
-    "workload.synthetic.prompt_tokens.trace",
-    "workload.synthetic.output_tokens.trace",
-    "workload.synthetic.prefixes.turn_tokens.trace",
-    "site.carbon_series",
-)
-
-
-def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Take the relative paths of a scenario tree from `folder`, in place."""
-    for path in _FILES:
-        if isinstance(name := get_path(tree, path), str):
-            set_path(tree, path, str(folder / name))
-    if isinstance(model := tree.get("model"), str) and model.endswith(".json"):
-        tree["model"] = str(folder / model)
-    return tree
-
-
-def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path (`fleet.replicas`) in plain data, creating sections on the way.
-
-    Raises:
-        InputError: Something on the way is not a section.
-    """
-    *parents, leaf = path.split(".")
-    for depth, key in enumerate(parents, 1):
-        child = tree.get(key)
-        if child is None:
-            child = tree[key] = {}
-        if not isinstance(child, dict):
-            raise InputError(
-                f"cannot set {path}: {'.'.join(parents[:depth])} is not a section of keys", value=child
-            )
-        tree = child
-    tree[leaf] = value
-
-
-def get_path(tree: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of plain data; None where there is none."""
-    node: Any = tree
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
-def dump_scenario(scenario: Scenario) -> str:
-    """The scenario as YAML, every default written out."""
-    return yaml.safe_dump(scenario.model_dump(mode="json"), sort_keys=False)

@@ -7,6 +7,8 @@ J_PER_KWH = 3.6e6
 G_PER_KG = 1e3
 MS_PER_S = 1e3
 US_PER_S = 1e6
+WH_PER_KWH = 1e3
+PARAMETERS_PER_BILLION = 1e9
 NS_PER_S = 1e9
 TOKENS_PER_MILLION = 1e6
 BYTES_PER_GB = 1e9
@@ -40,9 +42,9 @@ def bytes_to_gib(size_bytes: float) -> float:
     return size_bytes / BYTES_PER_GIB
 
 
-def per_million(amount: float, tokens: float) -> float:
-    """An amount spread over `tokens`, per million tokens; 0 when there are none."""
-    return amount / tokens * TOKENS_PER_MILLION if tokens else 0.0
+def per_million(amount: float, tokens: float) -> float | None:
+    """An amount spread over `tokens`, per million tokens; None when there are none."""
+    return amount / tokens * TOKENS_PER_MILLION if tokens else None
 
 
 def mib_to_bytes(size_mib: float) -> int:

@@ -17,7 +17,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True, refresh_per_second=5)
+    console = Console(file=sys.stderr)
+    bar = Progress(*columns, console=console, transient=True, refresh_per_second=5)
     task = bar.add_task(what, start=True)
     began = time.monotonic()
     shown = False
@@ -26,7 +27,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         nonlocal shown
         if done % 64 and done != total:
             return
-        if not shown and time.monotonic() - began > PATIENCE_S:
+        if not shown and console.is_terminal and time.monotonic() - began > PATIENCE_S:
             bar.start()
             shown = True
         bar.update(task, completed=done, total=total)

@@ -173,7 +173,7 @@ _LOAD_FLAGS = (*_LOAD_PATHS, "random_input_len", "random_output_len", "random_ra
 
 def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     """The scenario's plain data: the file, then the flags, then --set."""
-    from kavier.scenario import read_scenario_tree, set_path
+    from kavier.scenario_file import read_scenario_tree, set_path
 
     tree = read_scenario_tree(scenario) if scenario else {}
     _refuse_contradictions(flags)
@@ -205,7 +205,7 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
 
 def _require(tree: dict[str, Any]) -> None:
     """Name the flag, not only the key, of what is missing."""
-    from kavier.scenario import get_path
+    from kavier.scenario_file import get_path
 
     if not (get_path(tree, "workload.trace") or get_path(tree, "workload.synthetic")):
         raise InputError(
@@ -220,7 +220,7 @@ def _require(tree: dict[str, Any]) -> None:
 
 def _set_load(tree: dict[str, Any], load: dict[str, Any]) -> None:
     """Synthetic load from vllm bench serve's flags, with its defaults where no preset or file gives any."""
-    from kavier.scenario import get_path, set_path
+    from kavier.scenario_file import get_path, set_path
 
     if not load:
         return
@@ -251,7 +251,7 @@ def _bench_defaults() -> dict[str, Any]:
 
 
 def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
-    from kavier.scenario import set_path
+    from kavier.scenario_file import set_path
     from kavier.units import MS_PER_S
 
     keys = {"ttft": "slo.ttft_s", "tpot": "slo.tpot_s", "e2el": "slo.e2e_s"}

@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from kavier.ecosystem.regions import region_catalog
-from kavier.errors import InputError
-from kavier.scenario import reason
+from kavier.errors import InputError, reason
+from kavier.units import MS_PER_S
 
 Floats = NDArray[np.float64]
 
@@ -98,7 +98,7 @@ def read_carbon_series(path: Path, zone: str | None = None, *, start: str | None
     """
     table = _one_zone(_standard(_read(path), path), zone, path)
     _check_rows(table, path)
-    begin_s = table["time"].dt.epoch("ms").to_numpy() / 1000.0
+    begin_s = table["time"].dt.epoch("ms").to_numpy() / MS_PER_S
     origin_s = begin_s[0] if start is None else _epoch_s(start)
     # The last value holds as long as the one before it.
     edges_s = np.append(begin_s, 2 * begin_s[-1] - begin_s[-2]) - origin_s

@@ -217,6 +217,8 @@ def _check_modelled(fields: Fields, family: Family) -> list[str]:
 
 def _build(fields: Fields, family: Family, kind: str, notes: list[str]) -> ModelSpec:
     count, context = fields.int("num_hidden_layers"), _context(fields, kind)
+    if count == 0:
+        raise fields.error("num_hidden_layers", "a model has at least one layer")
     windows = [w if w and w < context else None for w in _windows(fields, family, count)]
     attentions = [_attention(fields, family, window) for window in windows]
     if any(windows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,8 +97,8 @@ def find_model(name_or_path: str) -> ModelSpec:
     """
     if name_or_path.casefold() not in _lookup():
         path = Path(name_or_path)
-        if path.is_dir() or path.suffix == ".json":
-            return _read_config(path / "config.json" if path.is_dir() else path)
+        if os.path.isdir(path) or path.suffix == ".json":  # noqa: PTH112 - Path.is_dir() raises on long names
+            return _read_config(path / "config.json" if path.suffix != ".json" else path)
     entry = model_entry(name_or_path)
     return _spec(entry.name)
 
@@ -115,6 +116,8 @@ def _read_config(path: Path) -> ModelSpec:
         raise InputError(f"cannot read the model: {reason}", where=str(path)) from None
     except json.JSONDecodeError as error:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{path}, line {error.lineno}") from None
+    except RecursionError:
+        raise InputError("JSON nested too deeply", where=str(path)) from None
     if not isinstance(config, dict):
         raise InputError(
             "the config is not an object", where=str(path), expected="a Hugging Face config.json"

@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike
 from kavier.units import j_to_kwh, per_million
 
 
-def carbon(timeline: pl.DataFrame, *, pue: float, gco2_per_kwh: ArrayLike, tokens: int) -> dict[str, float]:
+def carbon(
+    timeline: pl.DataFrame, *, pue: float, gco2_per_kwh: ArrayLike, tokens: int
+) -> dict[str, float | None]:
     """Location-based operational carbon (GHG Protocol scope 2).
 
     Args:
@@ -24,5 +26,5 @@ def carbon(timeline: pl.DataFrame, *, pue: float, gco2_per_kwh: ArrayLike, token
     return {
         "operational_gco2e": grams,
         "gco2e_per_million_tokens": per_million(grams, tokens),
-        "mean_gco2_per_kwh": grams / energy_kwh if energy_kwh else 0.0,
+        "mean_gco2_per_kwh": grams / energy_kwh if energy_kwh else None,
     }

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from kavier.metrics.power import PowerModel
-from kavier.units import j_to_kwh
+from kavier.units import WH_PER_KWH, j_to_kwh, per_million
 
 
 def with_energy(steps: pl.DataFrame, power: PowerModel, gpus_per_replica: int) -> pl.DataFrame:
@@ -24,12 +24,25 @@ def with_energy(steps: pl.DataFrame, power: PowerModel, gpus_per_replica: int) -
     )
 
 
-def energy(timeline: pl.DataFrame, requests: pl.DataFrame, pue: float) -> dict[str, float | None]:
-    """Energy of the whole run; facility = GPU energy x PUE (hosts are not modelled)."""
+def energy(
+    timeline: pl.DataFrame, *, pue: float, makespan_s: float, output_tokens: int, total_tokens: int
+) -> dict[str, float | None]:
+    """Energy of the whole run; facility = GPU energy x PUE (hosts are not modelled).
+
+    Args:
+        timeline: Rows with energy_j.
+        pue: Facility energy / GPU energy.
+        makespan_s: Time over which the mean power is taken.
+        output_tokens: Of the finished requests.
+        total_tokens: Prompt and output tokens of the finished requests.
+    """
     gpu_j = float(timeline["energy_j"].sum())
-    output_tokens = int(requests["output_tokens"].sum())
+    gpu_kwh = j_to_kwh(gpu_j)
     return {
-        "gpu_kwh": j_to_kwh(gpu_j),
-        "facility_kwh": j_to_kwh(gpu_j * pue),
+        "gpu_kwh": gpu_kwh,
+        "facility_kwh": gpu_kwh * pue,
         "j_per_output_token": gpu_j / output_tokens if output_tokens else None,
+        "gpu_wh_per_million_tokens": per_million(gpu_kwh * WH_PER_KWH, total_tokens),
+        "facility_wh_per_million_tokens": per_million(gpu_kwh * pue * WH_PER_KWH, total_tokens),
+        "mean_gpu_w": gpu_j / makespan_s if makespan_s else None,
     }

@@ -65,12 +65,18 @@ def summarise_run(
         token_gaps: Inter-token gaps.
         facts: The rest.
     """
-    start_s, end_s = window(requests)
+    start_s, end_s = window(requests, steps)
     makespan_s = end_s - start_s
     finished = requests.filter(pl.col("status") == "finished")
     output_tokens = int(finished["output_tokens"].sum())
     total_tokens = output_tokens + int(finished["prompt_tokens"].sum())
-    power = energy(timeline, finished, facts.pue)
+    power = energy(
+        timeline,
+        pue=facts.pue,
+        makespan_s=makespan_s,
+        output_tokens=output_tokens,
+        total_tokens=total_tokens,
+    )
     return {
         "schema_version": SCHEMA_VERSION,
         "requests": _outcomes(requests),

@@ -6,6 +6,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from kavier.errors import InputError
+
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -14,6 +16,12 @@ COUNTED = ("prefill_tokens", "decodes", "queried_tokens", "hit_tokens", "evicted
 
 SPREAD = ("flops", "bytes", "energy_j")
 """Amounts: a step's is spread evenly over its duration."""
+
+ROUNDING = 1e-9
+"""Of an interval: a window longer by less is rounding, not one more interval."""
+
+MAX_ROWS = 20_000_000
+"""A longer timeline is taken for a slip: a stray time in the trace, or a tiny interval."""
 
 AVERAGED = ("running", "waiting", "used_blocks")
 """Levels: averaged over the interval; zero between steps, when nothing runs."""
@@ -40,9 +48,12 @@ def timeline(
         Columns replica, start_s, interval_s, busy_s, steps, prefill_tokens, decode_tokens, mean running,
         waiting and used_blocks, queried_tokens, hit_tokens, evicted_blocks, preemptions, flops and bytes
         (per GPU), energy_j (of the replica, idle included).
+
+    Raises:
+        InputError: More than MAX_ROWS rows.
     """
     start_s, end_s = window_s
-    bins = max(1, int(np.ceil((end_s - start_s) / interval_s)))
+    bins = _count_bins(end_s - start_s, interval_s, replicas)
     slot = steps["replica"].to_numpy().astype(np.int64) * bins
     grid = _Grid(steps, slot, bins, replicas, start_s, interval_s)
     lengths = np.full(bins, interval_s)
@@ -64,6 +75,18 @@ def timeline(
     return pl.DataFrame(columns).rename({"decodes": "decode_tokens", "preempted": "preemptions"})
 
 
+def _count_bins(length_s: float, interval_s: float, replicas: int) -> int:
+    bins = max(1.0, np.ceil(length_s / interval_s - ROUNDING))
+    if bins * replicas > MAX_ROWS:
+        raise InputError(
+            f"a timeline of {bins * replicas:.3g} rows: the run lasts {length_s:,.0f} s",
+            where="output.sample_interval_s",
+            value=interval_s,
+            expected=f"at least {length_s * replicas / MAX_ROWS:.3g}, or a trace without stray times",
+        )
+    return int(bins)
+
+
 class _Grid:
     """Where each step lies in the flat array of (replica, interval) cells."""
 
@@ -83,13 +106,11 @@ class _Grid:
         offset = np.arange(len(self._step)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         piece_bin = first[self._step] + offset
         self._cell = slot[self._step] + piece_bin
-        inside = np.minimum(end[self._step], piece_bin + 1) - np.maximum(begin[self._step], piece_bin)
-        # The last interval takes what rounding leaves beyond the window.
-        self._share = (
-            inside / np.add.reduceat(inside, np.cumsum(pieces) - pieces)[self._step]
-            if len(inside)
-            else inside
-        )
+        # The last interval also takes what lies beyond the window.
+        upper = np.where(piece_bin == bins - 1, np.inf, piece_bin + 1)
+        inside = np.minimum(end[self._step], upper) - np.maximum(begin[self._step], piece_bin)
+        whole = np.bincount(self._step, weights=inside, minlength=len(steps))
+        self._share = inside / whole[self._step]
 
     def at_start(self, values: Array) -> Ints:
         """Whole numbers, in the interval in which the step starts."""

@@ -9,6 +9,7 @@ from kavier.ecosystem.platform import Platform
 from kavier.metrics.power import SaturatingPower
 from kavier.scenario import Scenario, Synthetic
 from kavier.timing.datasheet import DatasheetTiming
+from kavier.units import S_PER_HOUR
 from kavier.workload.presets import resolve
 from kavier.workload.table import Workload
 
@@ -68,15 +69,33 @@ def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> I
         )
     if truncated:
         yield f"{truncated:,} answers were cut at max_model_len = {scenario.engine.max_model_len}"
+    if (limit := scenario.workload.max_concurrency) is not None:
+        yield f"max_concurrency = {limit}: arrival_s is when a request was sent, maybe later than planned"
+    if scenario.site.carbon_series is not None and scenario.output.sample_interval_s > S_PER_HOUR:
+        yield "carbon is reckoned by the sample interval, which is longer than an hour: it averages hours"
     columns = workload.requests.columns
     for column, instead in UNUSED_COLUMNS.items():
         if column in columns:
             yield f"column {column} of the trace is not used: {instead}"
-    if "priority" in columns and scenario.engine.scheduling_policy != "priority":
+    if "think_s" in columns and "parent" not in columns:
+        yield "column think_s of the trace is not used: no column parent tells what it waits for"
+    yield from _priority_notes(scenario, columns)
+    if scenario.engine.enable_prefix_caching and scenario.engine.kv_cache:
+        yield from _prefix_notes(columns)
+
+
+def _priority_notes(scenario: Scenario, columns: list[str]) -> Iterator[str]:
+    by_priority = scenario.engine.scheduling_policy == "priority"
+    if "priority" in columns and not by_priority:
         yield "column priority of the trace is not used: scheduling_policy is fcfs"
-    if scenario.engine.enable_prefix_caching and scenario.engine.kv_cache and "block_hashes" not in columns:
+    if by_priority and "priority" not in columns:
+        yield "scheduling_policy is priority, but the workload has no priorities: all are 0"
+
+
+def _prefix_notes(columns: list[str]) -> Iterator[str]:
+    if "block_hashes" not in columns:
         yield "the workload does not tell which prompts share tokens, so the prefix cache never hits"
-    if scenario.engine.enable_prefix_caching and "block_hashes" in columns and "parent" not in columns:
+    elif "parent" not in columns:
         yield "answers never hit the prefix cache: the workload does not tell which prompt continues which"
 
 

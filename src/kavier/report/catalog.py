@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from kavier.ecosystem.catalog import Entry
@@ -17,6 +18,7 @@ from kavier.ecosystem.models import find_model, model_entry, model_names
 from kavier.ecosystem.prices import price_entry
 from kavier.ecosystem.regions import region_entry
 from kavier.errors import InputError
+from kavier.units import PARAMETERS_PER_BILLION
 
 
 def print_catalog(kind: str, *, json: bool) -> None:
@@ -32,7 +34,7 @@ def print_catalog(kind: str, *, json: bool) -> None:
     table = Table(*rows[0], box=None, padding=(0, 2, 0, 0), header_style="bold")
     for row in rows:
         table.add_row(*("-" if value is None else _text(value) for value in row.values()))
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=_whole_width(table)).print(table, markup=False)
 
 
 def print_entry(kind: str, name: str, *, json: bool) -> None:
@@ -50,6 +52,8 @@ def print_entry(kind: str, name: str, *, json: bool) -> None:
     console = Console(highlight=False)
     console.print(f"[bold]{entry.pop('name')}[/]")
     for key, value in entry.items():
+        if value is None:
+            continue
         if isinstance(value, dict):
             about = ", ".join(str(value[part]) for part in ("source", "date") if value.get(part))
             spread = f" +-{_text(value['uncertainty'])}" if value.get("uncertainty") else ""
@@ -58,6 +62,12 @@ def print_entry(kind: str, name: str, *, json: bool) -> None:
             console.print(f"  {key:<24} {amount:<26}{quality} [dim]{about}[/]", soft_wrap=True)
         else:
             console.print(f"  {key:<24} {_text(value)}", soft_wrap=True)
+
+
+def _whole_width(table: Table) -> int:
+    """Of the widest row: a name cut short is of no use, a long line can be scrolled or piped."""
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).maximum
 
 
 def _rows(kind: str) -> list[Row]:
@@ -76,8 +86,8 @@ def _model_rows() -> list[Row]:
         rows.append(
             {
                 "model": name,
-                "parameters_billion": round(model.parameters() / 1e9, 2),
-                "active_billion": round(model.active_parameters() / 1e9, 2),
+                "parameters_billion": round(model.parameters() / PARAMETERS_PER_BILLION, 2),
+                "active_billion": round(model.active_parameters() / PARAMETERS_PER_BILLION, 2),
                 "layers": len(model.layers),
                 "weights": model.weight_dtype,
                 "kv_bytes_per_token": model.kv_bytes_per_token("auto"),

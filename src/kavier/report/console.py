@@ -18,7 +18,7 @@ from kavier import __version__
 from kavier.errors import InputError
 from kavier.runner import Result
 from kavier.scenario import Slo
-from kavier.units import J_PER_KWH, MS_PER_S
+from kavier.units import MS_PER_S
 
 WIDTH = 100
 BARS = " ▁▂▃▄▅▆▇█"
@@ -42,14 +42,13 @@ def print_page(result: Result, out: Path | None) -> None:
         _latency_table(result.summary),
         _serving_table(result),
         _impact_table(result.summary),
-        _over_time(result, width - 36),
+        _over_time(result, width - 36) if result.summary["makespan_s"] else "Nothing ran.",
         _trust(result.summary["trust"]),
     ):
         console.print(part)
         console.print()
-    console.print(
-        f"Kept in {out}" if out else "Nothing kept; --out DIR keeps summary, requests and timeline."
-    )
+    kept = f"Kept in {out}" if out else "Nothing kept; --out DIR keeps summary, requests and timeline."
+    console.print(kept, markup=False)
 
 
 def glossary() -> dict[str, dict[str, str]]:
@@ -72,10 +71,15 @@ def print_explanation(metric: str) -> None:
         InputError: No such metric.
     """
     entries = glossary()
-    name = metric.split(".")[0]
+    name, _, part = metric.partition(".")
     name = name if name in entries else f"{name}_s"
-    if name not in entries:
-        raise InputError(f"unknown metric {metric!r}", near=(metric, entries))
+    if name not in entries or (part and part not in entries[name].get("parts", "").split()):
+        parts = [f"{entry}.{part}" for entry in entries for part in entries[entry].get("parts", "").split()]
+        raise InputError(
+            f"unknown metric {metric!r}",
+            expected="a name of `kavier explain`",
+            near=(metric, [*entries, *parts]),
+        )
     console = Console(highlight=False)
     console.print(f"[bold]{name}[/]  ({entries[name]['unit']})")
     for key in ("meaning", "formula", "source", "note"):
@@ -116,7 +120,7 @@ def _serving_table(result: Result) -> Table:
     table = _table("Serving", "", "", "")
     table.add_row(
         "Throughput",
-        f"{rate['requests_per_s']:.2f} req/s",
+        _amount(rate["requests_per_s"], "req/s"),
         f"{rate['output_tokens_per_s']:,.0f} out tok/s",
         f"{rate['total_tokens_per_s']:,.0f} tok/s",
     )
@@ -139,7 +143,7 @@ def _serving_table(result: Result) -> Table:
     if goodput := summary["goodput"]:
         table.add_row(
             f"Goodput  {_objectives(result.scenario.slo)}",
-            f"{goodput['requests_per_s']:.2f} req/s",
+            _amount(goodput["requests_per_s"], "req/s"),
             f"{goodput['good_requests']:,} good requests",
             f"{goodput['good_ratio']:.1%} of arrived",
         )
@@ -153,33 +157,31 @@ def _objectives(slo: Slo) -> str:
 
 def _impact_table(summary: dict[str, Any]) -> Table:
     energy, carbon, cost = summary["energy"], summary["carbon"], summary["cost"]
-    tokens_m = summary["throughput"]["total_tokens_per_s"] * summary["makespan_s"] / 1e6
     table = _table("Energy, carbon, cost", "total", "per M tokens", "")
-    facility_wh = energy["facility_kwh"] * 1e3
     table.add_row(
         "GPU energy",
         _amount(energy["gpu_kwh"], "kWh"),
-        _amount(energy["gpu_kwh"] * 1e3 / tokens_m if tokens_m else None, "Wh"),
+        _amount(energy["gpu_wh_per_million_tokens"], "Wh"),
         _amount(energy["j_per_output_token"], "J per output token"),
     )
     table.add_row(
         "Facility energy",
         _amount(energy["facility_kwh"], "kWh"),
-        _amount(facility_wh / tokens_m if tokens_m else None, "Wh"),
-        f"{energy['gpu_kwh'] * J_PER_KWH / max(summary['makespan_s'], 1e-9):,.0f} W mean GPU power",
+        _amount(energy["facility_wh_per_million_tokens"], "Wh"),
+        _amount(energy["mean_gpu_w"], "W mean GPU power"),
     )
     table.add_row(
         "Operational carbon",
         _amount(carbon["operational_gco2e"], "gCO2e"),
         _amount(carbon["gco2e_per_million_tokens"], "gCO2e"),
-        f"at {carbon['mean_gco2_per_kwh']:.0f} gCO2e/kWh",
+        "at " + _amount(carbon["mean_gco2_per_kwh"], "gCO2e/kWh"),
     )
     rent = cost["usd_per_gpu_hour"]
     table.add_row(
         "Rent",
         _amount(cost["usd"], "USD"),
         _amount(cost["usd_per_million_tokens"], "USD"),
-        "no price known" if rent is None else f"{cost['gpu_hours']:.2f} GPU-h at {rent:.2f} USD",
+        "no price known" if rent is None else f"{_amount(cost['gpu_hours'], 'GPU-h')} at {rent:.2f} USD",
     )
     return table
 
@@ -239,11 +241,10 @@ def _amount(value: float | None, unit: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    parts: Iterable[str] = (
-        f"{hours} h" if hours else "",
-        f"{minutes} min" if minutes else "",
-        f"{rest:.0f} s",
-    )
+    """Whole seconds from a minute on, three digits below."""
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts: Iterable[str] = (f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest} s")
     return " ".join(part for part in parts if part)

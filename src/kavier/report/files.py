@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
-from kavier.errors import InputError
+from kavier.errors import InputError, reason
 from kavier.runner import Result
-from kavier.scenario import dump_scenario, reason
+from kavier.scenario_file import dump_scenario
 
 SUMMARY = "summary.json"
 SCENARIO = "scenario.resolved.yaml"
@@ -24,12 +25,28 @@ def check_folder(out: Path) -> None:
     """Refuse a folder that holds anything but an earlier run, before simulating.
 
     Raises:
-        InputError: `out` is a file, or a folder of something else.
+        InputError: `out` is a file, a folder of something else, or cannot be written.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / SUMMARY).exists():
+    try:
+        _check_place(out)
+    except OSError as error:
+        raise InputError(f"--out: {reason(error)}", where=str(out)) from None
+
+
+def _nearest_folder(out: Path) -> Path:
+    """`out`, or the nearest of its parents that exists."""
+    return next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+
+
+def _check_place(out: Path) -> None:
+    nearest = _nearest_folder(out)
+    if not nearest.is_dir():
+        raise InputError("--out: not a folder", where=str(nearest))
+    if not os.access(nearest, os.W_OK):
+        raise InputError("--out: the folder cannot be written", where=str(nearest))
+    earlier_run = all((out / name).exists() for name in (SCENARIO, SUMMARY))
+    if nearest == out and any(out.iterdir()) and not earlier_run:
         raise InputError("--out: the folder is not empty and holds no earlier run", where=str(out))
-    if out.exists() and not out.is_dir():
-        raise InputError("--out: not a folder", where=str(out))
 
 
 def write_run(result: Result, out: Path) -> None:
@@ -42,9 +59,9 @@ def write_run(result: Result, out: Path) -> None:
     """
     check_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as scratch:
-            _write_files(result, Path(scratch))
+        with tempfile.TemporaryDirectory(dir=_nearest_folder(out), prefix=".kavier-") as scratch:
+            _write_files(result, Path(scratch), out)
+            out.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 fresh = Path(scratch) / name
                 if fresh.exists():
@@ -55,8 +72,9 @@ def write_run(result: Result, out: Path) -> None:
         raise InputError(f"--out: cannot write: {reason(error)}", where=str(out)) from None
 
 
-def _write_files(result: Result, folder: Path) -> None:
-    (folder / SCENARIO).write_text(dump_scenario(result.scenario), encoding="utf-8")
+def _write_files(result: Result, folder: Path, out: Path) -> None:
+    """Write into `folder` what is to be moved to `out`."""
+    (folder / SCENARIO).write_text(dump_scenario(result.scenario, out), encoding="utf-8")
     (folder / SUMMARY).write_text(summary_json(result), encoding="utf-8")
     result.requests.write_parquet(folder / "requests.parquet")
     result.timeline.write_parquet(folder / "timeline.parquet")

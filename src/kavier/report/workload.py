@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kavier.workload.statistics import describe
 from kavier.workload.table import Workload
@@ -20,7 +21,7 @@ def print_info(workload: Workload, *, json: bool) -> None:
         print(json_module.dumps(described, indent=2))
         return
     console = Console(highlight=False)
-    console.print(f"[bold]{described['source']}[/]  format {described['format']}")
+    console.print(Text(described["source"], "bold"), f" format {described['format']}", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for label, text in _lines(described):
         table.add_row(label, text)

@@ -188,7 +188,8 @@ class Simulation:
     def _begin_step(self, replica: Replica, now_s: float) -> None:
         if replica.is_idle and replica.num_outstanding:
             end_s, rejected = replica.begin(now_s)
-            heapq.heappush(self._busy, (end_s, replica.index))
+            if end_s is not None:
+                heapq.heappush(self._busy, (end_s, replica.index))
             for request in rejected:
                 self._end(request, now_s)
 

@@ -33,9 +33,14 @@ class Replica:
         """No step is running."""
         return self._step is None
 
-    def begin(self, now_s: float) -> tuple[float, list[Request]]:
-        """Schedule a step and start it; returns when it ends, and requests it had to reject."""
+    def begin(self, now_s: float) -> tuple[float | None, list[Request]]:
+        """Schedule a step and start it; returns when it ends, and requests it had to reject.
+
+        None when nothing is left to do but what was rejected.
+        """
         step = self.scheduler.schedule()
+        if not step.scheduled and not self.num_outstanding:
+            return None, step.rejected
         cost = self._timing.cost(step.work) if step.scheduled else EMPTY_STEP
         for request, _, _ in step.scheduled:
             if request.first_scheduled_s is None:

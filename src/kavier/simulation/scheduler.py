@@ -191,8 +191,15 @@ class Scheduler:
         """Index in `running` of the one to preempt: the last; by priority, the least urgent and latest."""
         if self.config.policy == "fcfs":
             return len(self.running) - 1
-        running = self.running  # max() takes the first of equals, as vLLM does
-        return max(range(len(running)), key=lambda i: (running[i].priority, running[i].arrival_s))
+        running = self.running
+
+        def urgency(index: int) -> tuple[int, float, int]:
+            request = running[index]
+            # vLLM's arrival times are never equal. Where ours are, the later row arrived later: with ties
+            # two requests could preempt each other for ever.
+            return request.priority, request.arrival_s, request.row
+
+        return max(range(len(running)), key=urgency)
 
     def _preempt(self, victim: Request, step: Step) -> None:
         """Take all its blocks; when it is admitted again it recomputes prompt and outputs in one prefill."""
@@ -261,9 +268,8 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
         if num_new == 1 and computed >= request.num_prompt_tokens:
             work.decodes += 1
             work.decode_context_tokens += after
-            work.sampled += 1
-            continue
-        work.prefill_tokens += num_new
-        work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
-        work.prefill_context_tokens += after
+        else:
+            work.prefill_tokens += num_new
+            work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
+            work.prefill_context_tokens += after
         work.sampled += after == request.num_tokens

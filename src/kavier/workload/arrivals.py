@@ -69,7 +69,15 @@ def _check_size(rate: float, num_prompts: int | None, duration_s: float | None) 
 
 def _scaled_to_count(arrivals: Arrivals, rng: Generator, count: int) -> Floats:
     times = np.cumsum(_GAPS[str(arrivals.process)](arrivals, rng, count))
-    return times * (count / times[-1]) if times[-1] > 0 else times
+    if times[-1] <= 0:
+        raise InputError(
+            "every gap between arrivals rounds to 0",
+            where="workload.synthetic.arrivals.burstiness",
+            value=arrivals.burstiness,
+            expected="a larger burstiness",
+        )
+    scaled: Floats = times * (count / times[-1])
+    return scaled
 
 
 def _until(arrivals: Arrivals, rng: Generator, horizon: float, num_prompts: int | None) -> Floats:

@@ -12,16 +12,8 @@ import polars as pl
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from kavier.scenario import (
-    Arrivals,
-    Lengths,
-    Prefixes,
-    Synthetic,
-    anchor_paths,
-    parse_scenario,
-    read_scenario_tree,
-    set_path,
-)
+from kavier.scenario import Arrivals, Lengths, Prefixes, Synthetic, parse_scenario
+from kavier.scenario_file import anchor_paths, read_scenario_tree, set_path
 from kavier.workload.arrivals import arrival_times
 from kavier.workload.lengths import Drawn, draw_lengths
 from kavier.workload.prefixes import (
