@@ -5,23 +5,21 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from kavier.metrics.power import PowerModel
+from kavier.metrics.power import SaturatingPower
+from kavier.simulation.kernel import step_energies
 from kavier.units import WH_PER_KWH, j_to_kwh, per_million
 
 
-def with_energy(steps: pl.DataFrame, power: PowerModel, gpus_per_replica: int) -> pl.DataFrame:
+def with_energy(steps: pl.DataFrame, power: SaturatingPower, gpus_per_replica: int) -> pl.DataFrame:
     """Add `energy_j`: power at the step's FLOP and byte rates, times its duration, times its GPUs.
 
-    Replicas' GPUs work alike (tensor parallelism), so one GPU's power is that of each.
+    Replicas' GPUs work alike (tensor parallelism), so one GPU's power is that of each. The compiled engine
+    does the same sum, in the same function.
     """
-    duration_s = steps["duration_s"].to_numpy()
-    rates = [
-        np.divide(steps[name].to_numpy(), duration_s, out=np.zeros(len(steps)), where=duration_s > 0)
-        for name in ("flops", "bytes")
-    ]
-    return steps.with_columns(
-        pl.Series("energy_j", power.power_w(*rates) * duration_s * gpus_per_replica, dtype=pl.Float64)
-    )
+    energies = np.zeros(len(steps))
+    amounts = [steps[name].cast(pl.Float64).to_numpy() for name in ("flops", "bytes", "duration_s")]
+    step_energies(power.record(gpus_per_replica), *amounts, energies)
+    return steps.with_columns(pl.Series("energy_j", energies))
 
 
 def energy(

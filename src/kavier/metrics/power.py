@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kavier.ecosystem.gpu import GpuSpec
+from kavier.simulation.kernel import POWER
 from kavier.timing.constants import read_constants
 
 Array = npt.NDArray[np.float64]
@@ -57,6 +58,21 @@ class SaturatingPower:
             -(self.alpha * mbu + self.beta * mfu)
         )
         return power
+
+    def record(self, gpus: int) -> npt.NDArray[Any]:
+        """The coefficients as the compiled engine reads them, for a replica of this many GPUs."""
+        record = np.zeros(1, POWER)
+        for name, value in {
+            "floor_w": self._gpu.loaded_idle_w,
+            "span_w": self._span_w,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "peak_flops_per_s": self._peak_flops_per_s,
+            "peak_bytes_per_s": self._gpu.bandwidth_bytes_per_s,
+            "gpus": gpus,
+        }.items():
+            record[name] = value
+        return record
 
     def expected_error(self) -> str:
         """How far off the power may be, for the trust notes."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from kavier.errors import InputError
+from kavier.simulation.kernel import CELL, CURSOR, GRID, STEP, accumulate_steps
+from kavier.simulation.sampling import count_intervals
 
 Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Cells = NDArray[Any]
+"""`kernel.CELL` sums, [replica, interval]."""
 
 COUNTED = ("prefill_tokens", "decodes", "queried_tokens", "hit_tokens", "evicted_blocks", "preempted")
 """Whole numbers: they belong to the interval in which their step starts."""
 
 SPREAD = ("flops", "bytes", "energy_j")
 """Amounts: a step's is spread evenly over its duration."""
-
-ROUNDING = 1e-9
-"""Of an interval: a window longer by less is rounding, not one more interval."""
-
-MAX_ROWS = 20_000_000
-"""A longer timeline is taken for a slip: a stray time in the trace, or a tiny interval."""
 
 AVERAGED = ("running", "waiting", "used_blocks")
 """Levels: averaged over the interval; zero between steps, when nothing runs."""
@@ -35,7 +33,7 @@ def timeline(
     interval_s: float,
     idle_w: float,
 ) -> pl.DataFrame:
-    """Sum steps into intervals.
+    """Sum steps into intervals, as the compiled engine does while it plays.
 
     Args:
         steps: The steps table with `energy_j`, the energy of all GPUs of the replica in the step.
@@ -45,86 +43,76 @@ def timeline(
         idle_w: Power of all GPUs of a replica between steps.
 
     Returns:
+        See `timeline_of`.
+
+    Raises:
+        InputError: Too many rows.
+    """
+    cells = sum_steps(steps, replicas, window_s[0], interval_s)
+    return timeline_of(cells, replicas=replicas, window_s=window_s, interval_s=interval_s, idle_w=idle_w)
+
+
+def sum_steps(steps: pl.DataFrame, replicas: int, start_s: float, interval_s: float) -> Cells:
+    """The sums of every replica and interval, as far as there are steps."""
+    ends = (steps["start_s"] + steps["duration_s"]).max()
+    length_s = ends - start_s if isinstance(ends, float) else 0.0
+    cells = np.zeros((replicas, count_intervals(length_s, interval_s, replicas) + 2), CELL)
+    records, grid = np.zeros(len(steps), STEP), np.zeros(1, GRID)
+    grid["start_s"], grid["interval_s"] = start_s, interval_s
+    for name in ("start_s", "duration_s", *COUNTED, *AVERAGED, *SPREAD):
+        records[name] = steps[name].to_numpy()
+    replica = steps["replica"].to_numpy().astype(np.int64)
+    accumulate_steps(cells, np.zeros(replicas, CURSOR), grid, replica, records)
+    return cells
+
+
+def timeline_of(
+    cells: Cells,
+    *,
+    replicas: int,
+    window_s: tuple[float, float],
+    interval_s: float,
+    idle_w: float,
+) -> pl.DataFrame:
+    """Lay sums out as rows; the last interval takes what lies beyond the window.
+
+    Returns:
         Columns replica, start_s, interval_s, busy_s, steps, prefill_tokens, decode_tokens, mean running,
         waiting and used_blocks, queried_tokens, hit_tokens, evicted_blocks, preemptions, flops and bytes
         (per GPU), energy_j (of the replica, idle included).
 
     Raises:
-        InputError: More than MAX_ROWS rows.
+        InputError: Too many rows.
     """
     start_s, end_s = window_s
-    bins = _count_bins(end_s - start_s, interval_s, replicas)
-    slot = steps["replica"].to_numpy().astype(np.int64) * bins
-    grid = _Grid(steps, slot, bins, replicas, start_s, interval_s)
-    lengths = np.full(bins, interval_s)
-    lengths[-1] = end_s - start_s - interval_s * (bins - 1)
+    intervals = count_intervals(end_s - start_s, interval_s, replicas)
+    lengths = np.full(intervals, interval_s)
+    lengths[-1] = end_s - start_s - interval_s * (intervals - 1)
     length = np.tile(lengths, replicas)
-    busy = np.minimum(grid.over_time(np.ones(len(steps))), length)
-    columns: dict[str, Array | Ints] = {
-        "replica": np.repeat(np.arange(replicas), bins),
-        "start_s": np.tile(start_s + interval_s * np.arange(bins), replicas),
+    sums = {name: _fit(cells[name], intervals).reshape(-1) for name in CELL.names or ()}
+    busy = np.minimum(sums["busy_s"], length)
+    columns = {
+        "replica": np.repeat(np.arange(replicas), intervals),
+        "start_s": np.tile(start_s + interval_s * np.arange(intervals), replicas),
         "interval_s": length,
         "busy_s": busy,
-        "steps": grid.at_start(np.ones(len(steps))),
+        "steps": sums["steps"],
     }
-    columns |= {name: grid.at_start(steps[name].to_numpy()) for name in COUNTED}
-    with np.errstate(invalid="ignore"):
-        columns |= {name: _ratio(grid.over_time(steps[name].to_numpy()), length) for name in AVERAGED}
-    columns |= {name: grid.spread(steps[name].to_numpy()) for name in SPREAD}
+    columns |= {name: sums[name] for name in COUNTED}
+    columns |= {name: _ratio(sums[name], length) for name in AVERAGED}
+    columns |= {name: sums[name] for name in SPREAD}
     columns["energy_j"] = columns["energy_j"] + (length - busy) * idle_w
     return pl.DataFrame(columns).rename({"decodes": "decode_tokens", "preempted": "preemptions"})
 
 
-def _count_bins(length_s: float, interval_s: float, replicas: int) -> int:
-    bins = max(1.0, np.ceil(length_s / interval_s - ROUNDING))
-    if bins * replicas > MAX_ROWS:
-        raise InputError(
-            f"a timeline of {bins * replicas:.3g} rows: the run lasts {length_s:,.0f} s",
-            where="output.sample_interval_s",
-            value=interval_s,
-            expected=f"at least {length_s * replicas / MAX_ROWS:.3g}, or a trace without stray times",
-        )
-    return int(bins)
-
-
-class _Grid:
-    """Where each step lies in the flat array of (replica, interval) cells."""
-
-    def __init__(
-        self, steps: pl.DataFrame, slot: Ints, bins: int, replicas: int, start_s: float, interval_s: float
-    ) -> None:
-        self._cells = bins * replicas
-        begin = (steps["start_s"].to_numpy() - start_s) / interval_s
-        end = begin + steps["duration_s"].to_numpy() / interval_s
-        first = np.clip(np.floor(begin).astype(np.int64), 0, bins - 1)
-        last = np.clip(np.ceil(end).astype(np.int64) - 1, first, bins - 1)
-        self._first = slot + first
-        self._duration_s = steps["duration_s"].to_numpy()
-        # One piece per (step, interval it touches).
-        pieces = last - first + 1
-        self._step = np.repeat(np.arange(len(steps)), pieces)
-        offset = np.arange(len(self._step)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        piece_bin = first[self._step] + offset
-        self._cell = slot[self._step] + piece_bin
-        # The last interval also takes what lies beyond the window.
-        upper = np.where(piece_bin == bins - 1, np.inf, piece_bin + 1)
-        inside = np.minimum(end[self._step], upper) - np.maximum(begin[self._step], piece_bin)
-        whole = np.bincount(self._step, weights=inside, minlength=len(steps))
-        self._share = inside / whole[self._step]
-
-    def at_start(self, values: Array) -> Ints:
-        """Whole numbers, in the interval in which the step starts."""
-        sums = np.bincount(self._first, weights=values, minlength=self._cells)
-        return np.rint(sums).astype(np.int64)
-
-    def spread(self, amounts: Array) -> Array:
-        """Amounts, spread over the step's duration."""
-        pieces = amounts[self._step] * self._share
-        return np.bincount(self._cell, weights=pieces, minlength=self._cells).astype(np.float64)
-
-    def over_time(self, levels: Array) -> Array:
-        """Levels times the seconds they lasted."""
-        return self.spread(levels * self._duration_s)
+def _fit(sums: NDArray[Any], intervals: int) -> NDArray[Any]:
+    """Cut or lengthen to this many intervals; what lies behind goes to the last, in order of time."""
+    fitted = np.zeros((len(sums), intervals), sums.dtype)
+    kept = min(intervals, sums.shape[1])
+    fitted[:, :kept] = sums[:, :kept]
+    for i in range(kept, sums.shape[1]):
+        fitted[:, -1] += sums[:, i]
+    return fitted
 
 
 def _ratio(total: Array, length: Array) -> Array:

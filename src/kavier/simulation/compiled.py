@@ -14,6 +14,7 @@ from kavier.scenario import Engine
 from kavier.simulation import kernel as k
 from kavier.simulation.record import STEP_SCHEMA, count_gaps
 from kavier.simulation.request import Status
+from kavier.simulation.sampling import Sampling, count_intervals
 from kavier.timing.compiled import AffineTiming, Compilable
 from kavier.timing.step import StepTimeModel
 from kavier.workload.blocks import BlockKeys
@@ -59,23 +60,6 @@ def covers(
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """What the kernel adds up while it plays.
-
-    Attributes:
-        start_s: Where the first sample interval begins: not after the first arrival.
-        interval_s: Length of an interval.
-        power: One record of `kernel.POWER`; None leaves energies at zero.
-        steps: Also keep every step.
-    """
-
-    start_s: float = 0.0
-    interval_s: float = 1.0
-    power: Array | None = None
-    steps: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class CompiledResult:
     """What `SimulationResult` holds, and the timeline's sums instead of steps.
 
@@ -86,6 +70,7 @@ class CompiledResult:
         truncated: Requests whose answer was cut at max_model_len.
         kv_blocks: Usable KV blocks a replica.
         cells: `kernel.CELL` sums, [replica, interval].
+        end_s: End of the last step; None if there was none.
         peak_used_blocks: Most KV blocks that one replica used.
     """
 
@@ -95,6 +80,7 @@ class CompiledResult:
     truncated: int
     kv_blocks: int
     cells: Array
+    end_s: float | None
     peak_used_blocks: int
 
 
@@ -140,6 +126,7 @@ def simulate_compiled(
         truncated=truncated,
         kv_blocks=num_gpu_blocks - 1,
         cells=_stack(run.cells),
+        end_s=run.end_s,
         peak_used_blocks=run.peak_used_blocks,
     )
 
@@ -188,6 +175,7 @@ class _Run:
         self.log_replica: list[tuple[int, int]] = []
         self.cells: list[Array] = []
         self.peak_used_blocks = 0
+        self.end_s: float | None = None
         self.progress: Callable[[int], None] | None = None
         self._ended = int((requests["status"] != k.UNFINISHED).sum())
 
@@ -298,7 +286,7 @@ class _Run:
         """Up to the end of the step that found no room, and twice as many at least."""
         grid, step, old = self._c["grid"], record["step"], memory.arrays["cells"]
         end_s = step["start_s"] + step["duration_s"]
-        wanted = int((end_s - grid["start_s"]) / grid["interval_s"]) + 4
+        wanted = count_intervals(float(end_s - grid["start_s"]), float(grid["interval_s"]), 1) + 4
         size = max(2 * len(old), wanted)
         memory.give(record, "cells", size, k.CELL)[: len(old)] = old
         record["num_cells"] = size
@@ -317,6 +305,8 @@ class _Run:
             used += 1
         self.cells.append(cells[:used])
         self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
+        if used > 1 or cells["steps"][0]:
+            self.end_s = max(self.end_s or 0.0, float(record["last_end_s"]))
         self._ended += int(record["num_ended"])
         self._tell(0)
 

@@ -127,6 +127,7 @@ STEP = np.dtype(
         ("flops", "f8"),
         ("bytes", "f8"),
         ("energy_j", "f8"),
+        ("prefills", "i8"),
         ("prefill_tokens", "i8"),
         ("prefill_pairs", "i8"),
         ("prefill_context_tokens", "i8"),
@@ -235,6 +236,7 @@ REPLICA = np.dtype(
         ("free_node", "i8"),  # + 1
         ("num_nodes_ever", "i8"),
         ("peak_used_blocks", "i8"),
+        ("last_end_s", "f8"),  # of the last step so far
         ("step", STEP),  # the running step, or the one being decided
         # linked lists
         ("first_waiting", "i4"),
@@ -990,7 +992,7 @@ def _cache_running(r: Record, c: Record) -> None:
 def _begin_decision(r: Record) -> None:
     step = r.step
     step.start_s = r.now_s
-    step.prefill_tokens = step.prefill_pairs = step.prefill_context_tokens = 0
+    step.prefills = step.prefill_tokens = step.prefill_pairs = step.prefill_context_tokens = 0
     step.decodes = step.decode_context_tokens = step.sampled = 0
     step.evicted_blocks = step.preempted = step.queried_tokens = step.hit_tokens = 0
     r.num_sampling = 0
@@ -1081,11 +1083,11 @@ def _count_prefill(r: Record, request: Record, computed: int, chunk: int) -> Non
     if chunk == 1 and computed >= request.prompt_tokens:
         step.decodes += 1
         step.decode_context_tokens += after
-        step.sampled += 1
-        return
-    step.prefill_tokens += chunk
-    step.prefill_pairs += chunk * computed + chunk * (chunk + 1) // 2
-    step.prefill_context_tokens += after
+    else:
+        step.prefills += 1
+        step.prefill_tokens += chunk
+        step.prefill_pairs += chunk * computed + chunk * (chunk + 1) // 2
+        step.prefill_context_tokens += after
     step.sampled += after == request.prompt_tokens + request.output_tokens
 
 
@@ -1182,6 +1184,9 @@ def _schedule(r: Record, c: Record) -> bool:
         _advance_prefills(r, c)
     if r.step.preempted == 0 and r.num_waiting > 0:
         _admit_waiting(r, c, left, limit)
+        if r.num_running == 0 and r.num_waiting == 0:  # all that was left to do was rejected
+            r.mode, r.end_s = IDLE, np.inf
+            return True
     step = r.step
     step.decodes += r.num_decoding
     step.decode_context_tokens += r.decoding_tokens + r.num_decoding
@@ -1230,7 +1235,7 @@ def _begin_step(r: Record, c: Record) -> bool:
         r.mode, r.end_s = STALLED, r.now_s
         return False
     _record_step(r, c)
-    r.end_s = r.now_s + r.step.duration_s
+    r.end_s = r.last_end_s = r.now_s + r.step.duration_s
     quiet = r.num_decoding == r.num_running and r.step.preempted == 0
     r.mode = DECODING if quiet and r.num_decoding > 0 else DECIDING
     return True
@@ -1359,7 +1364,7 @@ def _coast(r: Record, c: Record, limit_s: float) -> None:
         _allocate(r, blocks)
         s.used_blocks = c.num_usable - r.num_free
         _record_step(r, c)
-        r.end_s = r.now_s + s.duration_s
+        r.end_s = r.last_end_s = r.now_s + s.duration_s
 
 
 @compiled

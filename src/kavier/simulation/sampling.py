@@ -1,0 +1,51 @@
+"""Sample intervals: how finely a run is watched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from numpy.typing import NDArray
+
+from kavier.errors import InputError
+
+ROUNDING = 1e-9
+"""Of an interval: a window longer by less is rounding, not one more interval."""
+
+MAX_ROWS = 20_000_000
+"""A longer timeline is taken for a slip: a stray time in the trace, or a tiny interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What the compiled engine adds up while it plays.
+
+    Attributes:
+        start_s: Where the first sample interval begins: not after the first arrival.
+        interval_s: Length of an interval.
+        power: One record of `kernel.POWER`; None leaves energies at zero.
+        steps: Also keep every step.
+    """
+
+    start_s: float = 0.0
+    interval_s: float = 1.0
+    power: NDArray[Any] | None = None
+    steps: bool = False
+
+
+def count_intervals(length_s: float, interval_s: float, replicas: int) -> int:
+    """Intervals that cover a window, at least one.
+
+    Raises:
+        InputError: More than MAX_ROWS rows in all.
+    """
+    intervals = max(1.0, length_s / interval_s - ROUNDING)
+    if intervals * replicas > MAX_ROWS:
+        raise InputError(
+            f"a timeline of {intervals * replicas:.3g} rows: the run lasts {length_s:,.0f} s",
+            where="output.sample_interval_s",
+            value=interval_s,
+            expected=f"at least {length_s * replicas / MAX_ROWS:.3g}, or a trace without stray times",
+        )
+    return ceil(intervals)
