@@ -150,6 +150,7 @@ def run(request, tmp_path_factory):
     source = trace(tmp_path_factory.mktemp("run"), load(seed=7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Request, "append_token", logged)
+        patch.setattr("kavier.runner.covers", lambda *_, **__: "the kernel appends no tokens")
         result = kavier.simulate(scenario(source, **RUNS[request.param]))
     origin_s = math.floor(result.requests["arrival_s"].min())  # engines play from there
     served = [
@@ -308,20 +309,17 @@ def test_one_token_has_no_time_per_output_token():
     assert latency(requests_of(ONE_TOKEN), NO_GAPS)["tpot_s"] == dict.fromkeys(POINTS)
 
 
-STEPS = pl.DataFrame({"start_s": [0.5, 1.5], "duration_s": [1.0, 0.5]})
-
-
 def test_a_rejected_request_has_no_latency_but_opens_the_window():
     table = requests_of(REJECTED, ONE_TOKEN)
     assert latency(table, NO_GAPS)["ttft_s"] == dict.fromkeys(POINTS, 1.0)
-    assert window(table, STEPS) == (0.0, 2.0)
+    assert window(table, 2.0) == (0.0, 2.0)
     assert throughput(table, 2.0) == {
         "requests_per_s": 0.5, "output_tokens_per_s": 0.5, "total_tokens_per_s": 5.5,
     }  # fmt: skip
 
 
 def test_the_window_of_a_run_without_an_answer_is_empty():
-    assert window(requests_of(REJECTED), STEPS.clear()) == (0.0, 0.0)
+    assert window(requests_of(REJECTED), None) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +371,7 @@ def fleet_run(request, tmp_path_factory):
         engine={"tensor_parallel_size": gpus},
         site={"pue": 1.3, "carbon_gco2_per_kwh": 250.0},
         prices={"usd_per_gpu_hour": 2.0, "usd_per_kwh": 0.2},
-        output={"sample_interval_s": 0.3},
+        output={"sample_interval_s": 0.3, "steps": True},
     )
     return replicas, gpus, kavier.simulate(tree)
 
@@ -491,7 +489,7 @@ def test_carbon_with_an_hourly_series_equals_brute_force_integration(tmp_path, i
         trace(tmp_path, rows),
         fleet={"replicas": 2},
         site={"carbon_series": series(tmp_path), "start": "2024-03-01T12:30:00Z", "pue": 1.25},
-        output={"sample_interval_s": interval_s},
+        output={"sample_interval_s": interval_s, "steps": True},
     )
     result = kavier.simulate(tree)
     expected = brute_force_grams(result, offset_s=1800.0, pue=1.25)
@@ -506,7 +504,7 @@ def test_carbon_of_a_constant_load_is_exact_in_rows_longer_than_the_hour(tmp_pat
     tree = scenario(
         trace(tmp_path, rows),
         site={"carbon_series": series(tmp_path), "start": "2024-03-01T12:30:00Z"},
-        output={"sample_interval_s": 5000.0},
+        output={"sample_interval_s": 5000.0, "steps": True},
     )
     mean = kavier.simulate(tree).summary["carbon"]["mean_gco2_per_kwh"]
     assert mean == pytest.approx((120.0 * 0.5 + 480.0 + 30.0 * 0.5) / 2, rel=1e-4)

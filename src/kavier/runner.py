@@ -12,15 +12,16 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform, build_platform
 from kavier.errors import InputError
-from kavier.metrics.energy import with_energy
 from kavier.metrics.latency import window, with_latencies
 from kavier.metrics.power import SaturatingPower
 from kavier.metrics.summary import Facts, summarise_run
-from kavier.metrics.timeline import timeline
+from kavier.metrics.timeline import timeline_of, with_sums
 from kavier.metrics.trust import trust
 from kavier.scenario import Scenario, parse_scenario
 from kavier.scenario_file import read_scenario_tree
-from kavier.simulation.reference import SimulationResult, simulate_reference
+from kavier.simulation.compiled import CompiledResult, covers, simulate_compiled
+from kavier.simulation.reference import simulate_reference
+from kavier.simulation.sampling import Sampling
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
 from kavier.workload.read import read_trace
@@ -40,14 +41,14 @@ class Result:
         summary: The page of numbers, as plain data (`summary.json`).
         requests: One row a request, in arrival order.
         timeline: One row per replica and sample interval.
-        steps: One row a step.
+        steps: One row a step; None unless `output.steps` is set.
     """
 
     scenario: Scenario
     summary: dict[str, Any]
     requests: pl.DataFrame
     timeline: pl.DataFrame
-    steps: pl.DataFrame
+    steps: pl.DataFrame | None
 
 
 def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Progress | None = None) -> Result:
@@ -61,8 +62,11 @@ def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Prog
     workload = load_workload(scenario)
     resolved = _resolve(scenario, platform)
     timing = DatasheetTiming(platform.model, platform.gpu, platform.engine)
-    played = _play(resolved, platform, timing, workload, progress)
-    return _measure(resolved, platform, timing, workload, played)
+    power = SaturatingPower(platform.gpu, compute_dtype(platform.gpu, platform.model.weight_dtype))
+    played, why = _play(resolved, platform, timing, power, workload, progress)
+    result = _measure(resolved, platform, timing, power, workload, played)
+    result.summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
+    return result
 
 
 def load_workload(scenario: Scenario) -> Workload:
@@ -106,43 +110,53 @@ def _play(
     scenario: Scenario,
     platform: Platform,
     timing: DatasheetTiming,
+    power: SaturatingPower,
     workload: Workload,
     progress: Progress | None,
-) -> SimulationResult:
-    total = len(workload.requests)
-    return simulate_reference(
-        _shifted(workload.requests, -_origin_s(workload)),
-        scenario.engine,
-        timing,
-        num_gpu_blocks=platform.kv.kv_blocks,
-        replicas=scenario.fleet.replicas,
-        router=scenario.fleet.router,
-        max_concurrency=scenario.workload.max_concurrency,
-        progress=None if progress is None else lambda ended: progress(ended, total),
+) -> tuple[CompiledResult, str | None]:
+    """Play in the compiled engine, or else in the reference engine and say why."""
+    total, gpus = len(workload.requests), scenario.engine.tensor_parallel_size
+    requests = _shifted(workload.requests, -_origin_s(workload))
+    output, fleet, limit = scenario.output, scenario.fleet, scenario.workload.max_concurrency
+    sampling = Sampling(
+        requests["arrival_s"][0], output.sample_interval_s, power.record(gpus), steps=output.steps
     )
+    why = covers(requests, scenario.engine, timing, router=fleet.router, max_concurrency=limit)
+    common: dict[str, Any] = {
+        "num_gpu_blocks": platform.kv.kv_blocks,
+        "replicas": fleet.replicas,
+        "router": fleet.router,
+        "progress": None if progress is None else lambda ended: progress(ended, total),
+    }
+    if why is None:
+        return simulate_compiled(requests, scenario.engine, timing, sampling=sampling, **common), None
+    played = simulate_reference(requests, scenario.engine, timing, max_concurrency=limit, **common)
+    return with_sums(played, power, gpus, sampling), why
 
 
 def _measure(
     scenario: Scenario,
     platform: Platform,
     timing: DatasheetTiming,
+    power: SaturatingPower,
     workload: Workload,
-    played: SimulationResult,
+    played: CompiledResult,
 ) -> Result:
     origin_s = _origin_s(workload)
     gpus = scenario.engine.tensor_parallel_size
     dtype = compute_dtype(platform.gpu, platform.model.weight_dtype)
-    power = SaturatingPower(platform.gpu, dtype)
-    steps = with_energy(played.steps, power, gpus)
     requests = with_latencies(played.requests)
-    rows = timeline(
-        steps,
+    window_s = window(requests, played.end_s)
+    rows = timeline_of(
+        played.cells,
         replicas=scenario.fleet.replicas,
-        window_s=window(requests, steps),
+        window_s=window_s,
         interval_s=scenario.output.sample_interval_s,
         idle_w=platform.gpu.loaded_idle_w * gpus,
     )
     facts = Facts(
+        window_s=window_s,
+        peak_used_blocks=played.peak_used_blocks,
         replicas=scenario.fleet.replicas,
         gpus_per_replica=gpus,
         peak_flops_per_s=platform.gpu.flops_per_s[dtype],
@@ -155,10 +169,15 @@ def _measure(
         usd_per_kwh=platform.usd_per_kwh,
         slo=scenario.slo,
     )
-    summary = summarise_run(requests, rows, steps, played.token_gaps, facts)
+    summary = summarise_run(requests, rows, played.token_gaps, facts)
     summary["trust"] = trust(scenario, platform, workload, played.truncated, timing, power)
-    tables = (_shifted(table, origin_s) for table in (_with_labels(requests, workload), rows, steps))
-    return Result(scenario, summary, *tables)
+    return Result(
+        scenario,
+        summary,
+        requests=_shifted(_with_labels(requests, workload), origin_s),
+        timeline=_shifted(rows, origin_s),
+        steps=None if played.steps is None else _shifted(played.steps, origin_s),
+    )
 
 
 def _origin_s(workload: Workload) -> int:

@@ -17,7 +17,7 @@ def with_energy(steps: pl.DataFrame, power: SaturatingPower, gpus_per_replica: i
     does the same sum, in the same function.
     """
     energies = np.zeros(len(steps))
-    amounts = [steps[name].cast(pl.Float64).to_numpy() for name in ("flops", "bytes", "duration_s")]
+    amounts = [np.array(steps[name].to_numpy(), np.float64) for name in ("flops", "bytes", "duration_s")]
     step_energies(power.record(gpus_per_replica), *amounts, energies)
     return steps.with_columns(pl.Series("energy_j", energies))
 

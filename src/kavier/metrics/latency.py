@@ -34,11 +34,10 @@ def latency(requests: pl.DataFrame, token_gaps: pl.DataFrame) -> dict[str, Summa
     return {**per_request, "itl_s": summarise(token_gaps["gap_s"].to_numpy(), token_gaps["count"].to_numpy())}
 
 
-def window(requests: pl.DataFrame, steps: pl.DataFrame) -> tuple[float, float]:
-    """From the first arrival to the end of the last step, in seconds of the trace's clock."""
+def window(requests: pl.DataFrame, end_s: float | None) -> tuple[float, float]:
+    """From the first arrival to the end of the last step (None: there was none), on the trace's clock."""
     start_s = _scalar(requests["arrival_s"].min())
-    ends = (steps["start_s"] + steps["duration_s"]).max()
-    return start_s, start_s if ends is None else _scalar(ends)
+    return start_s, start_s if end_s is None else end_s
 
 
 def throughput(requests: pl.DataFrame, makespan_s: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from kavier.metrics.carbon import carbon
 from kavier.metrics.cost import cost
 from kavier.metrics.energy import energy
-from kavier.metrics.latency import goodput, latency, throughput, window
+from kavier.metrics.latency import goodput, latency, throughput
 from kavier.scenario import Slo
 
 SCHEMA_VERSION = "1"
@@ -23,6 +23,8 @@ class Facts:
     """What the summary needs to know besides the tables.
 
     Attributes:
+        window_s: From the first arrival to the end of the last step.
+        peak_used_blocks: Most KV blocks that one replica used.
         replicas: Engines.
         gpus_per_replica: GPUs of each.
         peak_flops_per_s: Dense peak of one GPU for the model's matrix products.
@@ -36,6 +38,8 @@ class Facts:
         slo: Objectives.
     """
 
+    window_s: tuple[float, float]
+    peak_used_blocks: int
     replicas: int
     gpus_per_replica: int
     peak_flops_per_s: float
@@ -52,7 +56,6 @@ class Facts:
 def summarise_run(
     requests: pl.DataFrame,
     timeline: pl.DataFrame,
-    steps: pl.DataFrame,
     token_gaps: pl.DataFrame,
     facts: Facts,
 ) -> dict[str, Any]:
@@ -61,12 +64,10 @@ def summarise_run(
     Args:
         requests: Requests table with latencies (`with_latencies`).
         timeline: From `kavier.metrics.timeline`.
-        steps: Steps table.
         token_gaps: Inter-token gaps.
         facts: The rest.
     """
-    start_s, end_s = window(requests, steps)
-    makespan_s = end_s - start_s
+    makespan_s = facts.window_s[1] - facts.window_s[0]
     finished = requests.filter(pl.col("status") == "finished")
     output_tokens = int(finished["output_tokens"].sum())
     total_tokens = output_tokens + int(finished["prompt_tokens"].sum())
@@ -83,10 +84,10 @@ def summarise_run(
         **latency(requests, token_gaps),
         "throughput": throughput(requests, makespan_s),
         "goodput": goodput(requests, facts.slo, makespan_s),
-        "cache": _cache(steps),
+        "cache": _cache(timeline),
         "preemptions": int(requests["preemptions"].sum()),
         "makespan_s": makespan_s,
-        "kv": _kv(steps, timeline, facts, makespan_s),
+        "kv": _kv(timeline, facts, makespan_s),
         "utilization": _utilization(timeline, facts, makespan_s),
         "energy": power,
         "carbon": carbon(timeline, pue=facts.pue, gco2_per_kwh=facts.gco2_per_kwh, tokens=total_tokens),
@@ -116,21 +117,21 @@ def _outcomes(requests: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _cache(steps: pl.DataFrame) -> dict[str, float]:
-    queried, hit = int(steps["queried_tokens"].sum()), int(steps["hit_tokens"].sum())
+def _cache(timeline: pl.DataFrame) -> dict[str, float]:
+    queried, hit = int(timeline["queried_tokens"].sum()), int(timeline["hit_tokens"].sum())
     return {"queried_tokens": queried, "hit_tokens": hit, "hit_ratio": hit / queried if queried else 0.0}
 
 
-def _kv(steps: pl.DataFrame, timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
+def _kv(timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
     """Of one replica: blocks, peak_used_blocks. Over all and the makespan: mean_used_ratio, evictions."""
     block_seconds = float((timeline["used_blocks"] * timeline["interval_s"]).sum())
     capacity = facts.kv_blocks * facts.replicas * makespan_s
     return {
         "blocks": facts.kv_blocks,
         "block_tokens": facts.block_tokens,
-        "peak_used_blocks": int(steps["used_blocks"].max() or 0),  # type: ignore[arg-type]
+        "peak_used_blocks": facts.peak_used_blocks,
         "mean_used_ratio": block_seconds / capacity if capacity else 0.0,
-        "evicted_blocks": int(steps["evicted_blocks"].sum()),
+        "evicted_blocks": int(timeline["evicted_blocks"].sum()),
     }
 
 

@@ -8,8 +8,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from kavier.metrics.energy import with_energy
+from kavier.metrics.power import SaturatingPower
+from kavier.simulation.compiled import CompiledResult
 from kavier.simulation.kernel import CELL, CURSOR, GRID, STEP, accumulate_steps
-from kavier.simulation.sampling import count_intervals
+from kavier.simulation.reference import SimulationResult
+from kavier.simulation.sampling import Sampling, count_intervals
 
 Array = NDArray[np.float64]
 Cells = NDArray[Any]
@@ -52,6 +56,23 @@ def timeline(
     return timeline_of(cells, replicas=replicas, window_s=window_s, interval_s=interval_s, idle_w=idle_w)
 
 
+def with_sums(played: SimulationResult, power: SaturatingPower, gpus: int, sampling: Sampling) -> CompiledResult:
+    """What the compiled engine would have added up, from the reference engine's steps."""
+    steps = with_energy(played.steps, power, gpus)
+    replicas = (steps["replica"].max() or 0) + 1  # type: ignore[operator]
+    ends = (steps["start_s"] + steps["duration_s"]).max()
+    return CompiledResult(
+        requests=played.requests,
+        steps=steps if sampling.steps else None,
+        token_gaps=played.token_gaps,
+        truncated=played.truncated,
+        kv_blocks=played.kv_blocks,
+        cells=sum_steps(steps, replicas, sampling.start_s, sampling.interval_s),
+        end_s=ends if isinstance(ends, float) else None,
+        peak_used_blocks=int(steps["used_blocks"].max() or 0),  # type: ignore[arg-type]
+    )
+
+
 def sum_steps(steps: pl.DataFrame, replicas: int, start_s: float, interval_s: float) -> Cells:
     """The sums of every replica and interval, as far as there are steps."""
     ends = (steps["start_s"] + steps["duration_s"]).max()
@@ -89,7 +110,7 @@ def timeline_of(
     lengths = np.full(intervals, interval_s)
     lengths[-1] = end_s - start_s - interval_s * (intervals - 1)
     length = np.tile(lengths, replicas)
-    sums = {name: _fit(cells[name], intervals).reshape(-1) for name in CELL.names or ()}
+    sums = {name: _fit(cells[name], replicas, intervals).reshape(-1) for name in CELL.names or ()}
     busy = np.minimum(sums["busy_s"], length)
     columns = {
         "replica": np.repeat(np.arange(replicas), intervals),
@@ -105,13 +126,13 @@ def timeline_of(
     return pl.DataFrame(columns).rename({"decodes": "decode_tokens", "preempted": "preemptions"})
 
 
-def _fit(sums: NDArray[Any], intervals: int) -> NDArray[Any]:
+def _fit(sums: NDArray[Any], replicas: int, intervals: int) -> NDArray[Any]:
     """Cut or lengthen to this many intervals; what lies behind goes to the last, in order of time."""
-    fitted = np.zeros((len(sums), intervals), sums.dtype)
+    fitted = np.zeros((replicas, intervals), sums.dtype)
     kept = min(intervals, sums.shape[1])
-    fitted[:, :kept] = sums[:, :kept]
+    fitted[: len(sums), :kept] = sums[:, :kept]
     for i in range(kept, sums.shape[1]):
-        fitted[:, -1] += sums[:, i]
+        fitted[: len(sums), -1] += sums[:, i]
     return fitted
 
 

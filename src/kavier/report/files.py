@@ -78,5 +78,5 @@ def _write_files(result: Result, folder: Path, out: Path) -> None:
     (folder / SUMMARY).write_text(summary_json(result), encoding="utf-8")
     result.requests.write_parquet(folder / "requests.parquet")
     result.timeline.write_parquet(folder / "timeline.parquet")
-    if result.scenario.output.steps:
+    if result.steps is not None:
         result.steps.write_parquet(folder / "steps.parquet")

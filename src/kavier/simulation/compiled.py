@@ -177,6 +177,7 @@ class _Run:
         self.peak_used_blocks = 0
         self.end_s: float | None = None
         self.progress: Callable[[int], None] | None = None
+        self._told = 0
         self._ended = int((requests["status"] != k.UNFINISHED).sum())
 
     def set_keys(self, keys: Array, starts: Array) -> None:
@@ -311,8 +312,10 @@ class _Run:
         self._tell(0)
 
     def _tell(self, running: int) -> None:
-        if self.progress is not None:
-            self.progress(self._ended + running)
+        """Progress hears the number of ended requests when it has risen."""
+        if self.progress is not None and self._ended + running > self._told:
+            self._told = self._ended + running
+            self.progress(self._told)
 
 
 def _pack_requests(workload: pl.DataFrame, max_model_len: int) -> tuple[Array, int]:
