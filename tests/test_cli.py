@@ -507,7 +507,7 @@ def test_ctrl_c_ends_a_run_with_130_and_no_traceback_and_nothing_written(here: P
     script = (
         "import os, signal, sys, time, kavier.runner\nfrom kavier.cli.main import main\n"
         "def interrupted(*_, **__):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
-        "kavier.runner.simulate_reference = interrupted\nmain()"
+        "kavier.runner.simulate_compiled = interrupted\nmain()"
     )
     line = [*command()[:1], "-c", script, *RUN, "--out", "out"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)

@@ -164,7 +164,7 @@ GRID = np.dtype([("start_s", "f8"), ("interval_s", "f8")], align=True)
 """The sample intervals: [start + i * interval, start + (i + 1) * interval)."""
 
 CURSOR = np.dtype([("bin", "i8"), ("end_s", "f8")], align=True)
-"""The interval in which a replica's last step began, and its end; zeroed: none yet."""
+"""The interval in which a replica's last step began, and its end from the grid's start; zeroed: none yet."""
 
 AFFINE, DATASHEET = range(2)
 
@@ -413,12 +413,12 @@ def _energy_j(p: Record, flops: float, moved: float, duration_s: float) -> float
 
 
 @inlined
-def _bin_at(grid: Record, time_s: float) -> int:
-    """The interval that holds a time not before the grid's start."""
-    i = int((time_s - grid.start_s) / grid.interval_s)
-    while grid.start_s + grid.interval_s * (i + 1) <= time_s:
+def _bin_at(grid: Record, since_s: float) -> int:
+    """The interval that holds a time not before the grid's start, given from there."""
+    i = int(since_s / grid.interval_s)
+    while grid.interval_s * (i + 1) <= since_s:
         i += 1
-    while i > 0 and grid.start_s + grid.interval_s * i > time_s:
+    while i > 0 and grid.interval_s * i > since_s:
         i -= 1
     return i
 
@@ -437,16 +437,15 @@ def _add_share(cell: Record, s: Record, share: float) -> None:
 
 
 @compiled
-def _add_pieces(cells: Any, cursor: Record, grid: Record, s: Record) -> None:
+def _add_pieces(cells: Any, cursor: Record, grid: Record, s: Record, since_s: float) -> None:
     """Spread a step over the intervals that it touches; the last takes what is left."""
-    end_s = s.start_s + s.duration_s
-    begin_s, left, i = s.start_s, 1.0, cursor.bin
+    end_s, begin_s, left, i = since_s + s.duration_s, since_s, 1.0, cursor.bin
     edge_s = cursor.end_s
     while edge_s < end_s:
-        share = min(left, (edge_s - begin_s) / (end_s - s.start_s))
+        share = min(left, (edge_s - begin_s) / s.duration_s)
         _add_share(cells[i], s, share)
         begin_s, left, i = edge_s, left - share, i + 1
-        edge_s = grid.start_s + grid.interval_s * (i + 1)
+        edge_s = grid.interval_s * (i + 1)
     _add_share(cells[i], s, left)
 
 
@@ -455,10 +454,12 @@ def accumulate(cells: Any, cursor: Record, grid: Record, s: Record) -> None:
     """Add a step to the sample intervals of its replica; steps come in time order.
 
     Whole numbers go to the interval in which the step starts, amounts and levels evenly over its duration.
+    Times are taken from the grid's start, where doubles are finer than in an epoch.
     """
-    if s.start_s >= cursor.end_s:
-        cursor.bin = _bin_at(grid, s.start_s)
-        cursor.end_s = grid.start_s + grid.interval_s * (cursor.bin + 1)
+    since_s = s.start_s - grid.start_s
+    if since_s >= cursor.end_s:
+        cursor.bin = _bin_at(grid, since_s)
+        cursor.end_s = grid.interval_s * (cursor.bin + 1)
     cell = cells[cursor.bin]
     cell.steps += 1
     cell.prefill_tokens += s.prefill_tokens
@@ -467,10 +468,10 @@ def accumulate(cells: Any, cursor: Record, grid: Record, s: Record) -> None:
     cell.hit_tokens += s.hit_tokens
     cell.evicted_blocks += s.evicted_blocks
     cell.preempted += s.preempted
-    if s.start_s + s.duration_s <= cursor.end_s:
+    if since_s + s.duration_s <= cursor.end_s:
         _add_share(cell, s, 1.0)
     else:
-        _add_pieces(cells, cursor, grid, s)
+        _add_pieces(cells, cursor, grid, s, since_s)
 
 
 @entry_point
@@ -1214,7 +1215,8 @@ def _price_step(r: Record, c: Record) -> None:
 @inlined
 def _has_cells(r: Record, c: Record) -> bool:
     """Whether the timeline reaches to the end of the step."""
-    return r.step.start_s + r.step.duration_s < c.grid.start_s + c.grid.interval_s * (r.num_cells - 1)
+    end_s = r.step.start_s - c.grid.start_s + r.step.duration_s
+    return end_s < c.grid.interval_s * (r.num_cells - 1)
 
 
 @inlined
