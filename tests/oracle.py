@@ -125,7 +125,7 @@ def replay(run: str) -> Replay:
 def play(rows: list[dict[str, Any]], num_gpu_blocks: int, settings: dict[str, Any]) -> Replay:
     """Play oracle-style workload rows through one replica of the reference engine."""
     rows = sorted(rows, key=lambda row: row["arrival_s"])
-    sequences = [_tokens(row) for row in rows]
+    sequences = [oracle_tokens(row) for row in rows]
     requests = [_request(row, index) for index, row in enumerate(rows)]
     engine = Engine(max_model_len=2**30, **settings)
     ids = [row["id"] for row in rows]
@@ -146,7 +146,7 @@ def _request(row: dict[str, Any], index: int) -> Request:
     return Request(index, row["arrival_s"], prompt_tokens, row["output_len"], row.get("priority", 0))
 
 
-def _tokens(row: dict[str, Any]) -> list[int]:
+def oracle_tokens(row: dict[str, Any]) -> list[int]:
     """Prompt and, where it is given, output; unknown output tokens are unlike any other."""
     if "prompt_token_ids" in row:
         prompt = row["prompt_token_ids"]

@@ -197,7 +197,7 @@ class _Run:
         self._set_arrivals(arrivals)
         for index in range(replicas):
             records, memory = self._replica(ends[index - 1] if index else 0, ends[index])
-            self._play(records, memory)
+            self._play(records, memory, index)
             self._drain(records[0], memory, index)
             self._close(records[0], memory)
 
@@ -269,7 +269,7 @@ class _Run:
         memory.give(record, "cells", FIRST_CELLS, k.CELL)
         return memory
 
-    def _play(self, records: Array, memory: _Memory, index: int = 0) -> None:
+    def _play(self, records: Array, memory: _Memory, index: int) -> None:
         until = int(records[0]["next_arrival"])
         while until < records[0]["end_arrival"]:
             until = min(until + ARRIVALS_A_CALL, int(records[0]["end_arrival"]))
