@@ -111,9 +111,12 @@ class TableRecorder:
 
 
 def count_gaps(gaps_s: NDArray[np.float64], counts: NDArray[Any]) -> pl.DataFrame:
-    """Sum up how often each gap occurred."""
-    frame = pl.DataFrame({"gap_s": gaps_s, "count": counts}).cast({"count": pl.Int64})
-    return frame.group_by("gap_s").agg(pl.col("count").sum()).sort("gap_s")
+    """Sum up how often each gap occurred. Nearly all differ, so they are sorted, not hashed."""
+    frame = pl.DataFrame({"gap_s": gaps_s, "count": counts}).cast({"count": pl.Int64}).sort("gap_s")
+    ranked, count = frame["gap_s"].to_numpy(), frame["count"].to_numpy()
+    first = np.flatnonzero(np.diff(ranked, prepend=np.nan) != 0)
+    sums = np.add.reduceat(count, first) if len(first) else count
+    return pl.DataFrame({"gap_s": ranked[first], "count": sums})
 
 
 def requests_table(requests: list[Request]) -> pl.DataFrame:
