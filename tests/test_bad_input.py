@@ -64,7 +64,7 @@ def test_an_unreadable_trace_is_named(here: Path) -> None:
         (b"PAR1garbagePAR1", "not valid Parquet"),
         (b"arrival_s,input_tokens,output_tokens\n0,1,\xff\n", "line 2: not UTF-8"),
         (b'{"timestamp": 1', "line 1: not valid JSON"),
-        (gzip.compress(b""), "the trace is empty"),
+        (gzip.compress(b"", mtime=0), "the trace is empty"),
     ],
 )
 def test_what_is_no_trace_at_all_is_said(here: Path, data: bytes, said: str) -> None:

@@ -64,6 +64,7 @@ class RecomputeScheduler:
     def _recompute(self, request: Request, step: Step) -> int:
         tokens = request.num_computed_tokens = request.num_tokens
         step.scheduled.append(Scheduled(request, tokens, 0))
+        step.work.prefills += 1
         step.work.prefill_tokens += tokens
         step.work.prefill_pairs += tokens * (tokens + 1) // 2
         step.work.prefill_context_tokens += tokens

@@ -269,6 +269,7 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
             work.decodes += 1
             work.decode_context_tokens += after
         else:
+            work.prefills += 1
             work.prefill_tokens += num_new
             work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
             work.prefill_context_tokens += after
