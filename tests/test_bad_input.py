@@ -560,6 +560,7 @@ def test_a_config_of_an_unknown_architecture_is_refused(here: Path) -> None:
         "3",
         '{"model_type": 3}',
         pytest.param("[" * 100_000, id="deep"),
+        pytest.param('{"hidden_size": ' + "9" * 5000 + "}", id="digits"),
     ],
 )
 def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
@@ -574,6 +575,15 @@ def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
         {"num_hidden_layers": 0},
         {"vocab_size": None},
         {"num_attention_heads": 2.5},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 0},
+        {"head_dim": 0},
+        {"hidden_size": 0},
+        {"intermediate_size": 0},
+        {"num_hidden_layers": 10**12},
+        {"vocab_size": float("nan")},
+        {"rope_scaling": {"type": "linear", "factor": "x"}},
+        {"text_config": "x"},
         {"rope_scaling": 3},
         {"max_position_embeddings": "long"},
     ],
