@@ -320,7 +320,7 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
         ),
         (
             ("--max-model-len", "0"),
-            "engine.max_model_len: bad value (got '0'); expected greater than or equal",
+            "engine.max_model_len: bad value (got 0); expected greater than or equal",
         ),
         (("--num-gpu-blocks-override", "1"), "engine.num_gpu_blocks_override: bad value (got 1)"),
         (("--block-size", "0"), "engine.block_size: bad value (got 0)"),
