@@ -2,7 +2,9 @@
 
 Made from a specification of vLLM's behaviour, not from src/kavier. It keeps no reference counts, no
 hash map and no running sums: who refers to a block, which blocks are cached and what a block holds are
-found by looking, so that it cannot be wrong in the way an engine that keeps them can.
+found by looking, so that it cannot be wrong in the way an engine that keeps them can. Two rules are
+Kavier's own: a request that KV memory can never hold is rejected at the head of the queue, and of equal
+priority and arrival the later row is the victim (vLLM's arrival times do not tie).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_an_unreadable_trace_is_named(here: Path) -> None:
         (b"PAR1garbagePAR1", "not valid Parquet"),
         (b"arrival_s,input_tokens,output_tokens\n0,1,\xff\n", "line 2: not UTF-8"),
         (b'{"timestamp": 1', "line 1: not valid JSON"),
-        (gzip.compress(b""), "the trace is empty"),
+        (gzip.compress(b"", mtime=0), "the trace is empty"),
     ],
 )
 def test_what_is_no_trace_at_all_is_said(here: Path, data: bytes, said: str) -> None:
@@ -320,7 +320,7 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
         ),
         (
             ("--max-model-len", "0"),
-            "engine.max_model_len: bad value (got '0'); expected greater than or equal",
+            "engine.max_model_len: bad value (got 0); expected greater than or equal",
         ),
         (("--num-gpu-blocks-override", "1"), "engine.num_gpu_blocks_override: bad value (got 1)"),
         (("--block-size", "0"), "engine.block_size: bad value (got 0)"),
@@ -560,6 +560,7 @@ def test_a_config_of_an_unknown_architecture_is_refused(here: Path) -> None:
         "3",
         '{"model_type": 3}',
         pytest.param("[" * 100_000, id="deep"),
+        pytest.param('{"hidden_size": ' + "9" * 5000 + "}", id="digits"),
     ],
 )
 def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
@@ -574,6 +575,15 @@ def test_a_config_that_is_no_config_is_refused(here: Path, text: str) -> None:
         {"num_hidden_layers": 0},
         {"vocab_size": None},
         {"num_attention_heads": 2.5},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 0},
+        {"head_dim": 0},
+        {"hidden_size": 0},
+        {"intermediate_size": 0},
+        {"num_hidden_layers": 10**12},
+        {"vocab_size": float("nan")},
+        {"rope_scaling": {"type": "linear", "factor": "x"}},
+        {"text_config": "x"},
         {"rope_scaling": 3},
         {"max_position_embeddings": "long"},
     ],

@@ -71,6 +71,28 @@ def test_the_answer_of_a_request_is_known_from_the_prompt_that_extends_it(prompt
     assert source.keys(0) == source.keys(1)[:known]
 
 
+@given(
+    st.lists(st.tuples(tokens, st.integers(1, 9)), min_size=2, max_size=5),
+    st.integers(1, 6),
+    st.integers(1, 6),
+)
+def test_the_turns_of_a_conversation_share_all_blocks_that_the_last_one_shows(turns, trace_size, block_size):
+    """Whatever the block sizes: only behind the last whole trace block of the conversation is more lost."""
+    said: list[int] = []
+    prompts, outputs = [], []
+    for new, answer in turns:
+        said = said + new
+        prompts.append(said)
+        outputs.append(answer)
+        said = said + [7] * answer
+    parents = [None, *range(len(turns) - 1)]
+    source = BlockKeys(table(prompts, outputs, trace_size, parents), block_size)
+    every = source.keys(len(turns) - 1)
+    for row, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        said_by_then = min(len(prompt) + output, len(prompts[-1]))
+        assert source.keys(row) == every[: said_by_then // block_size]
+
+
 def test_an_answer_is_unknown_when_the_follow_up_does_not_extend_the_prompt():
     source = BlockKeys(table([[0, 0, 0], [0, 1, 0, 0, 0]], [2, 1], 1, [None, 0]), 1)
     assert len(source.keys(0)) == 3

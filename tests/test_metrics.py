@@ -152,7 +152,7 @@ def run(request, tmp_path_factory):
         patch.setattr(Request, "append_token", logged)
         patch.setattr("kavier.runner.covers", lambda *_, **__: "the kernel appends no tokens")
         result = kavier.simulate(scenario(source, **RUNS[request.param]))
-    origin_s = math.floor(result.requests["arrival_s"].min())  # engines play from there
+    origin_s = math.floor(min(result.requests["arrival_s"].to_list()))  # engines play from there
     served = [
         Served(row["status"] == "finished", row["prompt_tokens"], row["output_tokens"], row["arrival_s"],
                [origin_s + time_s for time_s in times.get(row["request"], [])])

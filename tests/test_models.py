@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 import re
 from datetime import date
 
@@ -6,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kavier.ecosystem.hf_config import FAMILIES, spec_from_hf_config
+from kavier.ecosystem.config_families import FAMILIES
+from kavier.ecosystem.gpu import find_gpu
+from kavier.ecosystem.hf_config import spec_from_hf_config
 from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec
 from kavier.ecosystem.models import find_model, model_entry, model_names
 from kavier.errors import InputError
+from kavier.scenario import Engine
+from kavier.timing.datasheet import DatasheetTiming
+from kavier.timing.gemm import compute_dtype
+from kavier.timing.step import StepWork
 
 GIB = 2**30
 TINY = {
@@ -248,7 +256,7 @@ def test_a_tiny_llama_is_counted_by_hand():
         ({"model_type": "mamba2"}, "unknown model_type 'mamba2'; expected one of"),
         ({"model_type": None}, "no model_type"),
         ({"hidden_size": None}, "no hidden_size"),
-        ({"hidden_size": "64"}, r"hidden_size: a whole number is needed \(got '64'\)"),
+        ({"hidden_size": "64"}, r"hidden_size: a whole number of at least 1 is needed \(got '64'\)"),
         ({"num_hidden_layers": True}, "num_hidden_layers: a whole number"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: true or false"),
         ({"num_local_experts": 8}, "num_local_experts: this model_type has no mixture"),
@@ -324,14 +332,264 @@ def test_rope_scaling_stretches_the_context_as_vllm_does():
     assert find_model("gpt-oss-120b").max_model_len == 131072
 
 
+INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+FP8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+FP8_INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+
+
+def compressed(weights, inputs=None, targets=("Linear",), **changed):
+    group = {"weights": weights, "input_activations": inputs, "targets": list(targets)}
+    section = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+    return tiny(quantization_config={**section, **changed})
+
+
 def test_compressed_tensors_are_read():
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
-    section = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
-    model = tiny(quantization_config={**section, "ignore": ["lm_head"]})
+    model = compressed(INT4)
     assert (model.weight_dtype, model.quant_group_size, model.quant_zero_points) == ("int4", 32, False)
-    fp8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
-    section["config_groups"] = {"group_0": {"weights": fp8}}
-    assert tiny(quantization_config=section).weight_dtype == "fp8"
+    assert compressed({**INT4, "strategy": "channel", "group_size": None}).quant_group_size == 0
+    assert compressed(FP8, FP8_INPUTS).weight_dtype == "fp8"
+    blocks = {**FP8, "strategy": "block", "block_structure": [128, 128]}
+    assert compressed(blocks, FP8_INPUTS).quant_group_size == 128
+    assert model.notes == ()
+
+
+def test_fp8_weights_with_16_bit_inputs_are_read_as_fp8_and_multiplied_in_16_bits():
+    weight_only, fp8 = compressed(FP8), compressed(FP8, FP8_INPUTS)
+    h100 = find_gpu("H100")
+    assert weight_only.weight_bytes() == fp8.weight_bytes() < tiny().weight_bytes()
+    assert compute_dtype(h100, fp8.weight_dtype) == "fp8"
+    assert compute_dtype(h100, weight_only.weight_dtype) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": FP8, "targets": ["Linear", "Embedding"]}, r"group_0\.targets: only"),
+        ({"weights": FP8, "targets": []}, r"group_0\.targets: only"),
+        ({"weights": INT4, "inputs": FP8_INPUTS}, "input_activations: integer weights with quantised inputs"),
+        (
+            {"weights": FP8, "inputs": {**FP8_INPUTS, "type": "int"}},
+            "fp8 weights are modelled with fp8 inputs",
+        ),
+        (
+            {"weights": {**FP8, "strategy": "group", "group_size": 128}},
+            "strategy: fp8 weights are modelled with",
+        ),
+        ({"weights": {**INT4, "group_size": 0}}, "group_size: a number of weights"),
+        ({"weights": {**INT4, "group_size": "x"}}, "group_size: a whole number"),
+        ({"weights": INT4, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights are not"),
+        ({"weights": INT4, "ignore": [3]}, "ignore: a list of strings"),
+    ],
+)
+def test_compressed_tensors_that_are_not_modelled_are_refused_by_the_name_of_the_field(arguments, message):
+    with pytest.raises(InputError, match=message):
+        compressed(**arguments)
+
+
+def test_a_dense_sparsity_section_says_nothing_and_a_kv_cache_scheme_is_noted():
+    assert compressed(INT4, sparsity_config={"format": "dense", "global_sparsity": 0.1}).notes == ()
+    (note,) = compressed(INT4, kv_cache_scheme={"num_bits": 8, "type": "float"}).notes
+    assert "kv_cache_scheme" in note
+    assert "kv_cache_dtype" in note
+    (note,) = compressed({**INT4, "shape": 3}, transform_config={"r1": 1}).notes
+    assert note == (
+        "config fields not modelled: quantization_config.config_groups.group_0.weights.shape, "
+        "quantization_config.transform_config"
+    )
+
+
+# ---------------------------------------------------------------- fields nobody reads
+
+LLAMA_FILE = {  # the field names of meta-llama/Llama-3.1-8B's config.json
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": [128001], "hidden_act": "silu", "initializer_range": 0.02,
+    "mlp_bias": False, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 5e5,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.43.0",
+    "use_cache": True,
+}  # fmt: skip
+QWEN_FILE = {  # Qwen/Qwen3-8B's
+    **LLAMA_FILE, "model_type": "qwen3", "max_window_layers": 36, "sliding_window": None,
+    "use_sliding_window": False, "layer_types": ["full_attention"] * 2, "head_dim": 16,
+}  # fmt: skip
+DEEPSEEK_FILE = {  # deepseek-ai/DeepSeek-V3's, and head_dim and qk_head_dim as transformers writes them
+    "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False,
+    "auto_map": {"AutoConfig": "c.C"}, "aux_loss_alpha": 0.001, "ep_size": 1, "first_k_dense_replace": 1,
+    "kv_lora_rank": 16, "moe_intermediate_size": 32, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 8,
+    "n_shared_experts": 1, "norm_topk_prob": True, "num_experts_per_tok": 2, "q_lora_rank": 16,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+    "seq_aux": True, "topk_group": 4, "topk_method": "noaux_tc", "v_head_dim": 16, "head_dim": 8,
+    "qk_head_dim": 24,
+    "quantization_config": {
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+    },
+}  # fmt: skip
+GEMMA2_FILE = {  # google/gemma-2-9b's
+    "model_type": "gemma2", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    "cache_implementation": "hybrid", "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
+    "sliding_window": 64, "head_dim": 16, "attention_bias": False,
+}  # fmt: skip
+GPT_OSS_FILE = {  # openai/gpt-oss-20b's
+    "model_type": "gpt_oss", "attention_bias": True, "experts_per_token": 4, "num_experts_per_tok": 4,
+    "initial_context_length": 4096, "num_local_experts": 32, "output_router_logits": False,
+    "router_aux_loss_coef": 0.9, "swiglu_limit": 7.0, "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_scaling": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+        "rope_type": "yarn", "truncate": False,
+    },
+    "quantization_config": {
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"], "quant_method": "mxfp4",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file",
+    [LLAMA_FILE, QWEN_FILE, DEEPSEEK_FILE, GEMMA2_FILE, GPT_OSS_FILE],
+    ids=lambda f: f.get("model_type"),
+)
+def test_the_fields_of_real_config_files_are_known(file):
+    assert not any("not modelled" in note for note in tiny(**file).notes)
+
+
+@pytest.mark.parametrize("name", model_names(variants=True))
+def test_no_catalog_model_has_a_field_that_is_not_modelled(name):
+    assert not any("not modelled" in note for note in find_model(name).notes)
+
+
+def test_fields_that_nobody_reads_make_one_note_in_order():
+    (note,) = tiny(zeta=0, sliding_window=64, alpha={"a": 1}, nothing=None).notes
+    assert note == "config fields not modelled: alpha, sliding_window, zeta"
+
+
+def test_a_switch_that_is_on_is_noted_and_one_that_is_off_is_not():
+    qwen = {"model_type": "qwen2"}
+    assert tiny(**qwen, attention_bias=False).notes == ()
+    assert tiny(**qwen, mlp_bias=True).notes == ()  # read by every dense MLP
+    assert tiny(use_sliding_window=False).notes == ()
+    assert "use_sliding_window" in tiny(use_sliding_window=True).notes[0]
+
+
+@pytest.mark.parametrize("key", ["quantization", "qk_layernorm", "add_cross_attention", "mamba_d_state"])
+def test_what_changes_the_architecture_is_refused_when_on(key):
+    assert tiny(**{key: False}).notes == ()
+    with pytest.raises(InputError, match=f"{key}: .* not modelled"):
+        tiny(**{key: {"bits": 4}})
+
+
+def test_starcoder_without_biases_has_none():
+    starcoder = {"model_type": "starcoder2", "tie_word_embeddings": True}
+    biases = [w for w in tiny(**starcoder, use_bias=False).weights() if w.role == "bias"]
+    assert biases == []
+    assert [w for w in tiny(**starcoder).weights() if w.role == "bias"]
+
+
+# ---------------------------------------------------------------- hostile values
+
+FUZZED = [
+    "llama-3.1-8b", "qwen2.5-7b", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-8B-FP8", "deepseek-v3", "gpt-oss-20b",
+    "gemma-3-4b-it", "mixtral-8x7b-v0.1", "starcoder2-7b", "phi-2", "phi-4", "olmo-2-1124-7b",
+]  # fmt: skip
+HOSTILE = [0, -1, 1, 3, 1.5, "x", "", None, [], {}, [-1], [True], {"a": 1}, True, False, 1e300, math.nan,
+           math.inf, 10**9, 10**30]  # fmt: skip
+MORE = {
+    "sliding_window": 8, "sliding_window_pattern": 2, "use_sliding_window": True, "max_window_layers": 1,
+    "layer_types": [], "text_config": {}, "vision_config": {}, "attention_bias": False, "mlp_bias": False,
+    "use_bias": True, "head_dim": 64, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+    "decoder_sparse_step": 1, "n_positions": 4096, "quant": 1,
+    "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128},
+    "quantization_config": {
+        "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "dynamic": {}, "lm_head": False,
+    },
+}  # fmt: skip
+COMPRESSED = {
+    "quant_method": "compressed-tensors", "ignore": [], "sparsity_config": {}, "kv_cache_scheme": {},
+    "config_groups": {"g": {"weights": INT4, "input_activations": None, "targets": ["Linear"]}},
+}  # fmt: skip
+STEP = StepWork(prefills=1, prefill_tokens=8, prefill_pairs=36, prefill_context_tokens=8, decodes=2,
+                decode_context_tokens=9, sampled=3)  # fmt: skip
+
+
+def places(value, path=()):
+    """Every path to a value inside nested objects."""
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict):
+            yield from places(inner, (*path, key))
+
+
+def changed_at(config, path, value):
+    config = copy.deepcopy(config)
+    inner = config
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return config
+
+
+def check_sound(config):
+    """Either refused as bad input, or a model whose sizes and times are finite and above 0."""
+    try:
+        model = spec_from_hf_config(config, "fuzzed")
+        engine = Engine(max_num_seqs=8, max_num_batched_tokens=64)
+        cost = DatasheetTiming(model, find_gpu("H100"), engine).cost(STEP)
+    except InputError:
+        return False
+    numbers = [
+        model.parameters(),
+        model.weight_bytes(),
+        model.kv_bytes_per_token(),
+        model.max_model_len,
+        *cost,
+    ]
+    assert all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
+    return True
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_hostile_values_of_any_field_are_refused_or_make_a_sound_model(name):
+    given = model_entry(name).config
+    config = {**given, "num_hidden_layers": 4}
+    variants = [config, {**MORE, **config}, {**config, "quantization_config": COMPRESSED}]
+    for variant in variants:
+        assert check_sound(variant)
+        for path in places(variant):
+            for value in HOSTILE:
+                check_sound(changed_at(variant, path, value))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads: a whole number of at least 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: a whole number of at least 1"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: 4 query heads cannot share 3"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "hidden_size: without head_dim, 5 heads"),
+        ({"head_dim": 0}, "head_dim: a whole number of at least 1"),
+        ({"hidden_size": 0}, "hidden_size: a whole number of at least 1"),
+        ({"vocab_size": 0}, "vocab_size: a whole number of at least 1"),
+        ({"intermediate_size": 0}, "intermediate_size: a whole number of at least 1"),
+        ({"intermediate_size": math.nan}, "intermediate_size: a whole number of at least 1"),
+        ({"vocab_size": 10**30}, "vocab_size: a whole number of at most"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: a whole number of at most 10000"),
+        ({"rope_scaling": {"type": "linear", "factor": "x"}}, r"rope_scaling\.factor: a number above 0"),
+        ({"rope_scaling": {"type": "linear", "factor": math.nan}}, r"rope_scaling\.factor: a number above 0"),
+        ({"rope_scaling": {"type": "warp", "factor": 2.0}}, "RoPE type 'warp' is not modelled"),
+        ({"text_config": "x"}, "text_config: an object is needed"),
+        ({"num_kv_heads": 4}, "num_key_value_heads and num_kv_heads say different things"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 9},
+            "num_experts_per_tok: a token cannot be sent to 9 of 8 experts",
+        ),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_by_the_name_of_their_field(changed, message):
+    with pytest.raises(InputError, match=message):
+        tiny(**changed)
 
 
 @given(

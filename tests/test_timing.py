@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec
 from kavier.scenario import Engine
+from kavier.timing.attention import attention_layers
+from kavier.timing.collectives import all_gather, all_reduce
 from kavier.timing.constants import CONSTANTS, read_constants
-from kavier.timing.datasheet import DatasheetTiming, graph_sizes, pad
+from kavier.timing.datasheet import DatasheetTiming, graph_sizes, largest_graph, pad
 from kavier.timing.gemm import Gemm, gemm_roof, memory_class, smooth_max
 from kavier.timing.moe import distinct_experts
 from kavier.timing.step import StepCost, StepTimeModel, StepWork
@@ -78,12 +80,13 @@ def decodes(count: int, context: int) -> StepWork:
 
 def prefill(tokens: int, cached: int = 0) -> StepWork:
     pairs = tokens * cached + tokens * (tokens + 1) // 2
-    return StepWork(tokens, pairs, tokens + cached, sampled=1)
+    return StepWork(1, tokens, pairs, tokens + cached, sampled=1)
 
 
 def batch(chunks, contexts) -> StepWork:
     """Work of prefill chunks (tokens, cached), all of them final, and decodes with these contexts."""
     return StepWork(
+        prefills=len(chunks),
         prefill_tokens=sum(q for q, _ in chunks),
         prefill_pairs=sum(q * c + q * (q + 1) // 2 for q, c in chunks),
         prefill_context_tokens=sum(q + c for q, c in chunks),
@@ -99,7 +102,7 @@ degrees = st.sampled_from([1, 2, 8])
 timings = st.builds(
     timing, st.sampled_from(list(MODELS.values())), st.sampled_from(GPUS), tensor_parallel_size=degrees
 )
-FIELD_RANGES = ((1, 4096), (1, 10**7), (4096, 10**5), (0, 256), (0, 10**6), (0, 256))
+FIELD_RANGES = ((1, 64), (1, 4096), (1, 10**7), (4096, 10**5), (0, 256), (0, 10**6), (0, 256))
 
 
 def at_least(longer: StepCost, shorter: StepCost) -> bool:
@@ -223,6 +226,25 @@ def test_a_window_bounds_what_its_layers_read():
     assert near == pytest.approx(4 * 50 * 36 * 2 * 8 * 64 * 2)
 
 
+def windowed_kv_tokens(work: StepWork, window: int) -> float:
+    layers = attention_layers(H100, Attention("gqa", 64, 8, 64, window=window), engine(), 1)
+    return layers.cost(work)[2] / layers.work.kv_bytes
+
+
+def test_many_chunks_beyond_a_window_each_read_a_window():
+    assert windowed_kv_tokens(batch([(16, 3984)] * 16, []), 128) == 16 * (16 + 127)  # 2,288
+
+
+@given(chunk_lists, context_lists, st.integers(1, 5000))
+def test_a_window_on_sums_never_reads_less_than_request_by_request(chunks, contexts, window):
+    exact = sum(min(c + q, q + window - 1) for q, c in chunks) + sum(min(c, window) for c in contexts)
+    assert windowed_kv_tokens(batch(chunks, contexts), window) >= exact
+    for beyond in (0, window):  # all requests inside, or all beyond the window
+        alike = batch([(1, beyond)] * len(chunks), [1 + beyond] * len(contexts))
+        count = (window if beyond else 1) * (len(chunks) + len(contexts))
+        assert windowed_kv_tokens(alike, window) == count
+
+
 def test_an_fp8_kv_cache_halves_kv_reads():
     def kv_bytes(dtype):
         model = timing(kv_cache_dtype=dtype)
@@ -260,6 +282,19 @@ def test_all_reduces_over_pcie_cost_more_than_over_nvlink():
     assert pcie_s > 1.2 * nvlink_s
 
 
+def test_sampled_rows_pay_for_gathering_their_logits():
+    for degree in (2, 4, 8):
+        received_bytes = 128256 * 2 * (degree - 1) / degree
+        gather, reduce = all_gather(H100, degree, 128256 // degree), all_reduce(H100, degree, 4096)
+        assert gather.time_s(0) == reduce.time_s(0)
+        assert gather.time_s(64) - gather.time_s(0) == pytest.approx(64 * received_bytes / reduce.bytes_per_s)
+        # Once in a step that samples: over a link that all but stands still, nothing else counts.
+        slow = replace(H100, interconnect_bytes_per_s=1.0)
+        model = timing(LLAMA_8B, slow, tensor_parallel_size=degree)
+        more = model.cost(decodes(64, 100)).time_s - model.cost(replace(decodes(64, 100), sampled=0)).time_s
+        assert more == pytest.approx(64 * received_bytes / all_reduce(slow, degree, 1).bytes_per_s)
+
+
 def test_quantised_weights_are_read_in_their_dtype():
     int4 = replace(LLAMA_8B, weight_dtype="int4", quant_group_size=128)
     fp8 = replace(LLAMA_8B, weight_dtype="fp8")
@@ -281,11 +316,26 @@ def test_graphs_pad_small_steps_and_leave_large_ones():
         1, 4, 8, 16, 256, 272, 512, 512, 513,
     ]  # fmt: skip
     assert graph_sizes(8, 8192) == [1, 2, 4, 8, 16]
+    assert graph_sizes(9, 8192) == [1, 2, 4, 8, 9, 16]  # decodes of all requests fit exactly
+    assert graph_sizes(16, 20) == [1, 2, 4, 8, 16, 20]  # and so does the largest batch
+    assert 600 not in graph_sizes(600, 8192)
     assert (
         timing().cost(replace(decodes(9, 100), sampled=0)).flops
         < 9.1 / 8 * timing().cost(replace(decodes(8, 100), sampled=0)).flops
     )
     assert all(a < b for a, b in pairwise(sizes))
+
+
+def test_datacenter_blackwell_captures_larger_graphs():
+    b200 = gpu("B200-SXM", "blackwell", 8e12, 2250e12, link=900e9)
+    assert [largest_graph(on) for on in (H100, RTX_PRO_6000, b200)] == [512, 512, 1024]
+    assert graph_sizes(1024, 8192, largest_graph(b200))[-1] == 1024
+    steps = [replace(decodes(n, 100), sampled=0, decode_context_tokens=60_000) for n in (595, 608)]
+    on_b200, on_h100 = (
+        [timing(LLAMA_8B, on, max_num_seqs=1024).cost(w).time_s for w in steps] for on in (b200, H100)
+    )
+    assert on_b200[0] == on_b200[1]  # both padded to 608
+    assert on_h100[0] < on_h100[1]
 
 
 def test_a_prefill_slows_decodes_under_flash_attention_2_only():
@@ -347,6 +397,17 @@ def test_assumptions_name_what_applies_to_the_model_and_the_gpu():
     assert "FlashAttention-2" not in notes(LLAMA_8B, H100)
     assert "peer to peer" in notes(LLAMA_8B, RTX_PRO_6000, tensor_parallel_size=2)
     assert "16" in notes(LLAMA_8B, H100, tensor_parallel_size=16)
+    assert "all-gather of logits" in notes(LLAMA_8B, H100, tensor_parallel_size=2)
+    assert "host work is not added" in notes(LLAMA_8B)
+
+
+def test_the_error_of_dense_models_is_claimed_for_no_other():
+    def first(model):
+        return timing(model).assumptions()[0]
+
+    assert "3 to 10 %" in first(LLAMA_8B)
+    assert all("3 to 10 %" not in first(model) for model in (MIXTRAL, DEEPSEEK, GPT_OSS))
+    assert "no measured step time of mixture-of-experts or MLA or fp8 models" in first(DEEPSEEK)
 
 
 def test_memory_classes_are_told_apart():

@@ -348,9 +348,9 @@ NATIVE_LINE = '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
     [
         ("", "t.trace: the trace is empty"),
         (" \n\n", "t.trace: the trace is empty"),
-        (gzip.compress(b""), "t.trace: the trace is empty"),
+        (gzip.compress(b"", mtime=0), "t.trace: the trace is empty"),
         (b"\x1f\x8bxx", "t.trace: not valid gzip"),
-        (gzip.compress(NATIVE.encode())[:-6], "t.trace: not valid gzip"),
+        (gzip.compress(NATIVE.encode(), mtime=0)[:-6], "t.trace: not valid gzip"),
         (b"\x7fELF\x00\x01", "t.trace: a binary file; expected CSV, JSON, JSON lines or Parquet"),
         (b"PAR1 and no more", "t.trace: not valid Parquet"),
         (NATIVE.encode() + b"2,3,\xff\n", "t.trace, line 4: not UTF-8 text"),

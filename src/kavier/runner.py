@@ -17,13 +17,14 @@ from kavier.metrics.power import SaturatingPower
 from kavier.metrics.summary import Facts, summarise_run
 from kavier.metrics.timeline import timeline_of, with_sums
 from kavier.metrics.trust import trust
-from kavier.scenario import Scenario, parse_scenario
+from kavier.scenario import Prices, Scenario, parse_scenario
 from kavier.scenario_file import read_scenario_tree
 from kavier.simulation.compiled import CompiledResult, covers, simulate_compiled
 from kavier.simulation.reference import simulate_reference
 from kavier.simulation.sampling import Sampling
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
+from kavier.workload.presets import resolve
 from kavier.workload.read import read_trace
 from kavier.workload.synthetic import generate
 from kavier.workload.table import Workload
@@ -32,7 +33,7 @@ Progress = Callable[[int, int], None]
 """Told (requests ended, requests in all) while a simulation runs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """What a run leaves.
 
@@ -49,6 +50,10 @@ class Result:
     requests: pl.DataFrame
     timeline: pl.DataFrame
     steps: pl.DataFrame | None
+
+    def __repr__(self) -> str:
+        done = self.summary["requests"]
+        return f"<Result: {done['finished']:,} of {done['arrived']:,} requests of a {self.scenario.model}>"
 
 
 def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Progress | None = None) -> Result:
@@ -95,13 +100,18 @@ def _as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenari
 
 
 def _resolve(scenario: Scenario, platform: Platform) -> Scenario:
-    """The scenario with every default and alias written out."""
+    """The scenario with every default, alias and preset written out."""
+    synthetic = scenario.workload.synthetic
     return scenario.model_copy(
         update={
             "model": platform.model.name,
             "engine": platform.engine,
             "fleet": scenario.fleet.model_copy(update={"gpu": platform.gpu.name}),
-            "site": scenario.site.model_copy(update={"region": platform.region.code}),
+            "site": scenario.site.model_copy(
+                update={"region": platform.region.code, "carbon_gco2_per_kwh": platform.constant_gco2_per_kwh}
+            ),
+            "prices": Prices(usd_per_gpu_hour=platform.usd_per_gpu_hour, usd_per_kwh=platform.usd_per_kwh),
+            "workload": scenario.workload.model_copy(update={"synthetic": synthetic and resolve(synthetic)}),
         }
     )
 
@@ -170,7 +180,7 @@ def _measure(
         slo=scenario.slo,
     )
     summary = summarise_run(requests, rows, played.token_gaps, facts)
-    summary["trust"] = trust(scenario, platform, workload, played.truncated, timing, power)
+    summary["trust"] = trust(scenario, platform, workload, played.truncated, timing, power, summary)
     return Result(
         scenario,
         summary,
@@ -180,21 +190,21 @@ def _measure(
     )
 
 
-def _origin_s(workload: Workload) -> int:
+def _origin_s(workload: Workload) -> float:
     """Where the trace's clock stands at the first arrival, in whole seconds.
 
     Engines play from there: an epoch leaves few digits of a double for milliseconds. Whole seconds are
     taken off and put back without rounding any arrival.
     """
     first_s: float = workload.requests["arrival_s"][0]
-    return math.floor(first_s)
+    return float(math.floor(first_s))
 
 
 CLOCKS = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s")
 """Columns that tell a time of the trace's clock."""
 
 
-def _shifted(table: pl.DataFrame, by_s: int) -> pl.DataFrame:
+def _shifted(table: pl.DataFrame, by_s: float) -> pl.DataFrame:
     return table.with_columns(pl.col(name) + by_s for name in CLOCKS if name in table.columns)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 S_PER_HOUR = 3600.0
 J_PER_KWH = 3.6e6
-G_PER_KG = 1e3
 MS_PER_S = 1e3
-US_PER_S = 1e6
 WH_PER_KWH = 1e3
 PARAMETERS_PER_BILLION = 1e9
 NS_PER_S = 1e9

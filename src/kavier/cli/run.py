@@ -160,6 +160,9 @@ _PATHS = {
 }  # fmt: skip
 """Flag -> key of the scenario."""
 
+_OBJECTIVES = {"ttft": "slo.ttft_s", "tpot": "slo.tpot_s", "e2el": "slo.e2e_s"}
+"""Objective of --goodput -> key of the scenario."""
+
 _LOAD_PATHS = {
     "preset": "preset",
     "num_prompts": "num_prompts",
@@ -175,8 +178,12 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     """The scenario's plain data: the file, then the flags, then --set."""
     from kavier.scenario_file import read_scenario_tree, set_path
 
-    tree = read_scenario_tree(scenario) if scenario else {}
     _refuse_contradictions(flags)
+    if scenario is not None:
+        _refuse_what_is_no_scenario(str(scenario), flags)
+    tree = read_scenario_tree(scenario) if scenario else {}
+    if "max_model_len" in flags:
+        flags["max_model_len"] = _tokens(flags["max_model_len"])
     if "trace" in flags and isinstance(workload := tree.get("workload"), dict):
         for key in ("synthetic", "trace", "format"):  # --trace replaces what the file would serve
             workload.pop(key, None)
@@ -201,6 +208,27 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise InputError(
             "--async-scheduling is not modelled yet", expected="--no-async-scheduling (synchronous)"
         )
+
+
+def _refuse_what_is_no_scenario(given: str, flags: dict[str, Any]) -> None:
+    """Two slips that vLLM's own command lines invite; each flag here takes one value."""
+    name, colon, _ = given.partition(":")
+    if "goodput" in flags and colon and name in _OBJECTIVES:
+        raise InputError(f"--goodput takes one objective at a time: --goodput {given}")
+    if not Path(given).exists() and not given.endswith((".yaml", ".yml")):
+        raise InputError(f"no scenario file {given!r}", expected="a YAML file; a model goes with --model")
+
+
+def _tokens(text: str) -> str | int:
+    """As --max-model-len of vLLM: 32k = 32,000, 32K = 32,768, -1 = auto; the scenario judges the rest."""
+    if text == "-1":
+        return "auto"
+    scale = {"k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}.get(text[-1:], 1)
+    number = text[:-1] if scale > 1 else text
+    try:
+        return round(float(number) * scale)
+    except (ValueError, OverflowError):
+        return text
 
 
 def _require(tree: dict[str, Any]) -> None:
@@ -254,7 +282,7 @@ def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
     from kavier.scenario_file import set_path
     from kavier.units import MS_PER_S
 
-    keys = {"ttft": "slo.ttft_s", "tpot": "slo.tpot_s", "e2el": "slo.e2e_s"}
+    keys = _OBJECTIVES
     for objective in objectives:
         name, _, text = objective.partition(":")
         if name not in keys:

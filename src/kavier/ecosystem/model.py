@@ -160,9 +160,10 @@ class ModelSpec:
         architecture: `model_type` of its config.json.
         layers: One entry a layer, in order.
         max_model_len: Longest context the model was made for, in tokens.
-        weight_dtype: What most weights are stored in: "bf16", "fp8", "mxfp4", "int4".
+        weight_dtype: What most weights are stored in: "bf16", "fp8", "w8a16" (fp8 weights, multiplied
+            in 16 bits), "mxfp4", "int4".
         quantized_experts_only: Only the routed experts are in `weight_dtype` (gpt-oss); the rest is bf16.
-        quant_group_size: fp8: side of a scaled block, 0 for one scale a tensor or row (not counted);
+        quant_group_size: fp8, w8a16: side of a scaled block, 0 for one scale a tensor or row (not counted);
             int4 and mxfp4: weights that share a scale, 0 for a whole row.
         quant_zero_points: int4 groups also store a 4-bit zero point.
         norms_per_layer: Layer norms besides those of queries and keys.
@@ -236,7 +237,7 @@ class ModelSpec:
         if not self.is_quantized(weight):
             return _PLAIN_BYTES * weight.parameters()
         group = self.quant_group_size
-        if self.weight_dtype == "fp8":
+        if self.weight_dtype in ("fp8", "w8a16"):
             blocks = ceil(weight.rows / group) * ceil(weight.columns / group) if group else 0
             return weight.parameters() + 4 * blocks * weight.copies  # one float32 a block
         groups = weight.copies * weight.rows * ceil(weight.columns / (group or weight.columns))

@@ -118,6 +118,8 @@ def _read_config(path: Path) -> ModelSpec:
         raise InputError(f"not valid JSON: {error.msg}", where=f"{path}, line {error.lineno}") from None
     except RecursionError:
         raise InputError("JSON nested too deeply", where=str(path)) from None
+    except ValueError:  # Python reads whole numbers of up to 4300 digits
+        raise InputError("not valid JSON: a number of too many digits", where=str(path)) from None
     if not isinstance(config, dict):
         raise InputError(
             "the config is not an object", where=str(path), expected="a Hugging Face config.json"

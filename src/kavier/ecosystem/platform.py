@@ -47,6 +47,11 @@ class Platform:
     usd_per_kwh: float | None
     notes: tuple[str, ...]
 
+    @property
+    def constant_gco2_per_kwh(self) -> float | None:
+        """The intensity that held all the time; None under a series."""
+        return None if self.carbon_series else self.gco2_per_kwh
+
     def intensity(self, start_s: ArrayLike, length_s: ArrayLike) -> NDArray[np.float64]:
         """Mean gCO2e/kWh of each interval of the run.
 
@@ -88,16 +93,21 @@ def build_platform(scenario: Scenario) -> Platform:
     )
 
 
+_NO_KV = {"num_gpu_blocks_override": 2, "max_model_len": None}
+"""Without a KV cache only weights and reserves must fit, and the model alone limits a request."""
+
+
 def _resolve(engine: Engine, gpu: GpuSpec, model: ModelSpec) -> tuple[Engine, KvMemory, tuple[str, ...]]:
     """Batch limits first: how much KV memory is left depends on them, and so may max_model_len."""
     longest = engine.max_model_len if isinstance(engine.max_model_len, int) else model.max_model_len
     engine, notes = resolve_engine(engine, gpu, longest)
     assert engine.max_num_batched_tokens is not None
     assert engine.max_num_seqs is not None
-    kv = kv_memory(model, gpu, engine, engine.max_num_batched_tokens, engine.max_num_seqs)
+    in_memory = engine if engine.kv_cache else engine.model_copy(update=_NO_KV)
+    kv = kv_memory(model, gpu, in_memory, engine.max_num_batched_tokens, engine.max_num_seqs)
     if engine.max_model_len is None:
         notes = (*notes, f"max_model_len = {kv.max_model_len} (the model's)")
-    if kv.kv_bytes > kv.free_bytes:
+    if engine.kv_cache and kv.kv_bytes > kv.free_bytes:
         fitting = kv.free_bytes // kv.kv_block_bytes
         override = f"num_gpu_blocks_override = {kv.kv_blocks}"
         notes = (*notes, f"{override} is more than the {fitting} that fit in memory")

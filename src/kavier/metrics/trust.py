@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import polars as pl
 
 from kavier.ecosystem.platform import Platform
 from kavier.metrics.power import SaturatingPower
@@ -21,6 +23,9 @@ COUNTS = {
 }
 """Workload count -> what it says; others are shown by name."""
 
+OVERLOAD = 0.5
+"""Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
+
 UNUSED_COLUMNS = {
     "model": "every request is served by the scenario's model",
     "tenant": "tenants share everything",
@@ -36,6 +41,7 @@ def trust(
     truncated: int,
     timing: DatasheetTiming,
     power: SaturatingPower,
+    summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """{timing_level, notes}: one sentence for each thing a reader should know before believing a number.
 
@@ -46,8 +52,10 @@ def trust(
         truncated: Answers cut at max_model_len.
         timing: The step-time model used.
         power: The power model used.
+        summary: What came out.
     """
     notes = [
+        *_load_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
         *timing.assumptions(),
@@ -62,26 +70,58 @@ def trust(
 def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> Iterator[str]:
     for name, count in workload.counts.items():
         yield f"{count:,} {COUNTS.get(name, name.replace('_', ' '))}"
-    if scenario.workload.synthetic is not None and _is_all_ramp(scenario.workload.synthetic):
-        yield (
-            "num_prompts counts whole sessions, whose later turns come after their think times: "
-            "the load ramps up and thins out; give duration_s for a steady rate"
-        )
+    if workload.unread_columns:
+        yield f"columns of the trace that were not read: {', '.join(workload.unread_columns)}"
     if truncated:
         yield f"{truncated:,} answers were cut at max_model_len = {scenario.engine.max_model_len}"
-    if (limit := scenario.workload.max_concurrency) is not None:
-        yield f"max_concurrency = {limit}: arrival_s is when a request was sent, maybe later than planned"
-    if scenario.site.carbon_series is not None and scenario.output.sample_interval_s > S_PER_HOUR:
-        yield "carbon is reckoned by the sample interval, which is longer than an hour: it averages hours"
     columns = workload.requests.columns
     for column, instead in UNUSED_COLUMNS.items():
         if column in columns:
             yield f"column {column} of the trace is not used: {instead}"
-    if "think_s" in columns and "parent" not in columns:
-        yield "column think_s of the trace is not used: no column parent tells what it waits for"
+    yield from _arrival_notes(scenario, workload.requests)
     yield from _priority_notes(scenario, columns)
     if scenario.engine.enable_prefix_caching and scenario.engine.kv_cache:
         yield from _prefix_notes(columns)
+
+
+def _arrival_notes(scenario: Scenario, requests: pl.DataFrame) -> Iterator[str]:
+    section = scenario.workload
+    if section.synthetic is not None and _is_all_ramp(section.synthetic):
+        yield (
+            "num_prompts counts whole sessions, whose later turns come after their think times: "
+            f"asked for {_asked_rate(section.synthetic):g} requests/s, sent {_sent_rate(requests):.3g}; "
+            "give duration_s for a steady rate"
+        )
+    if (limit := section.max_concurrency) is not None:
+        yield f"max_concurrency = {limit}: arrival_s is when a request was sent, maybe later than planned"
+    if early := _open_loop_children(requests):
+        yield f"{early:,} requests continue another without think_s: they do not wait for its end"
+    if orphans := _orphaned_thinkers(requests):
+        yield f"think_s of {orphans:,} requests is not used: no parent tells what they wait for"
+
+
+def _open_loop_children(requests: pl.DataFrame) -> int:
+    if "parent" not in requests.columns:
+        return 0
+    waits = pl.col("think_s").is_not_null() if "think_s" in requests.columns else pl.lit(value=False)
+    return len(requests.filter(pl.col("parent").is_not_null() & ~waits))
+
+
+def _orphaned_thinkers(requests: pl.DataFrame) -> int:
+    if "think_s" not in requests.columns:
+        return 0
+    alone = pl.col("parent").is_null() if "parent" in requests.columns else pl.lit(value=True)
+    return len(requests.filter(pl.col("think_s").is_not_null() & alone))
+
+
+def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Near saturation a small error of step time is a large one of queueing."""
+    queue_s, e2e_s = summary["queue_s"]["mean"], summary["e2e_s"]["mean"]
+    if queue_s and queue_s > OVERLOAD * e2e_s:
+        yield (
+            f"overloaded: requests wait {queue_s:,.1f} s of {e2e_s:,.1f} s on average; latencies grow with "
+            "the length of the run, and a small error of step time is a large one of theirs"
+        )
 
 
 def _priority_notes(scenario: Scenario, columns: list[str]) -> Iterator[str]:
@@ -105,12 +145,28 @@ def _is_all_ramp(synthetic: Synthetic) -> bool:
     return prefixes is not None and prefixes.mean_turns > 1 and synthetic.num_prompts is not None
 
 
+def _asked_rate(synthetic: Synthetic) -> float:
+    arrivals = resolve(synthetic).arrivals
+    return arrivals.request_rate or 0.0 if arrivals else 0.0
+
+
+def _sent_rate(requests: pl.DataFrame) -> float:
+    arrivals = requests["arrival_s"].to_list()
+    length_s = arrivals[-1] - arrivals[0]
+    return len(arrivals) / length_s if length_s else float("inf")
+
+
 def _engine_notes(scenario: Scenario, platform: Platform) -> Iterator[str]:
     engine = scenario.engine
+    if scenario.site.carbon_series is not None and scenario.output.sample_interval_s > S_PER_HOUR:
+        yield "carbon is reckoned by the sample interval, which is longer than an hour: it averages hours"
     yield (
         f"scheduling is vLLM {engine.vllm_version}'s synchronous loop; in its asynchronous default a request "
         "waits up to a step longer: under light load expect the mean TTFT here to be a third too low"
     )
     if not engine.kv_cache:
-        yield "KV cache off: every step recomputes whole contexts; no blocks, chunks or prefix cache"
+        yield (
+            "KV cache off: every step recomputes whole contexts; settings of blocks, chunks and prefix cache "
+            "have no effect"
+        )
     yield from platform.model.notes

@@ -21,6 +21,9 @@ from kavier.scenario import Slo
 from kavier.units import MS_PER_S
 
 WIDTH = 100
+NARROWEST = 80
+"""Columns of the page at least: a narrower terminal breaks its lines, but no number is cut."""
+
 BARS = " ▁▂▃▄▅▆▇█"
 LATENCIES = {
     "ttft_s": "TTFT  to first token",
@@ -34,7 +37,7 @@ LATENCIES = {
 def print_page(result: Result, out: Path | None) -> None:
     """Print the page on stdout; `out` is where the run was kept."""
     console = Console(highlight=False)
-    width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    width = max(min(console.width, WIDTH), NARROWEST) if console.is_terminal else WIDTH
     console = Console(highlight=False, width=width)
     console.rule(f"Kavier {__version__}", align="left")
     for part in (
@@ -72,7 +75,7 @@ def print_explanation(metric: str) -> None:
     """
     entries = glossary()
     name, _, part = metric.partition(".")
-    name = name if name in entries else f"{name}_s"
+    name = next((known for known in (name, f"{name}_s") if known in entries), _owner(name, entries))
     if name not in entries or (part and part not in entries[name].get("parts", "").split()):
         parts = [f"{entry}.{part}" for entry in entries for part in entries[entry].get("parts", "").split()]
         raise InputError(
@@ -85,6 +88,12 @@ def print_explanation(metric: str) -> None:
     for key in ("meaning", "formula", "source", "note"):
         if key in entries[name]:
             console.print(f"  [dim]{key:8}[/] {entries[name][key]}")
+
+
+def _owner(part: str, entries: dict[str, dict[str, str]]) -> str:
+    """The metric that a bare part such as mfu or hit_ratio belongs to; the part itself if none or several."""
+    owners = [name for name, entry in entries.items() if part in entry.get("parts", "").split()]
+    return owners[0] if len(owners) == 1 else part
 
 
 def _headline(result: Result) -> Text:

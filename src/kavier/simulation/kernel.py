@@ -355,12 +355,12 @@ def _affine_cost(
 
 @inlined
 def _attention_cost(
-    a: Record, tokens: int, pairs: int, context: int, decodes: int, read: int
+    a: Record, prefills: int, tokens: int, pairs: int, context: int, decodes: int, read: int
 ) -> tuple[float, float, int]:
     """`timing.attention.AttentionLayers.cost`."""
     read = min(read, decodes * a.window)
     pairs = min(pairs, tokens * a.window)
-    context = min(context, tokens + a.window)
+    context = min(context, tokens + prefills * (a.window - 1))
     time_s = 0.0
     if decodes:
         time_s = a.decode_launch_s + read * a.decode_s * (a.mixed if tokens else 1.0)
@@ -376,7 +376,14 @@ def _attention_cost(
 
 @inlined
 def _step_cost(
-    c: Record, prefill: int, pairs: int, context: int, decodes: int, decode_context: int, sampled: int
+    c: Record,
+    prefills: int,
+    prefill: int,
+    pairs: int,
+    context: int,
+    decodes: int,
+    decode_context: int,
+    sampled: int,
 ) -> tuple[float, float, float]:
     """(seconds, FLOPs, bytes) of a step, as the model's `cost`; an empty step lasts 1 ms."""
     tokens = prefill + decodes
@@ -394,7 +401,9 @@ def _step_cost(
         flops += sampled * c.head_flops
     attention = _view(c.attention, c.num_attention, ATTENTION)
     for i in range(c.num_attention):
-        spent_s, done, read = _attention_cost(attention[i], prefill, pairs, context, decodes, decode_context)
+        spent_s, done, read = _attention_cost(
+            attention[i], prefills, prefill, pairs, context, decodes, decode_context
+        )
         time_s += spent_s
         flops += done
         moved += read
@@ -1202,6 +1211,7 @@ def _price_step(r: Record, c: Record) -> None:
     s = r.step
     s.duration_s, s.flops, s.bytes = _step_cost(
         c,
+        s.prefills,
         s.prefill_tokens,
         s.prefill_pairs,
         s.prefill_context_tokens,

@@ -7,34 +7,17 @@ order while their contexts fit in max_num_batched_tokens; the first always does,
 
 from __future__ import annotations
 
-from kavier.simulation.request import Request, Status
-from kavier.simulation.scheduler import Scheduled, SchedulerConfig, Step
-from kavier.simulation.waiting_queue import WAITING_QUEUES
+from kavier.simulation.request import Request
+from kavier.simulation.scheduler import BatchScheduler, Scheduled, Step
 
 
-class RecomputeScheduler:
-    """A scheduler without KV memory; the same two calls as `Scheduler`."""
+class RecomputeScheduler(BatchScheduler):
+    """A scheduler without KV memory."""
 
     num_used_blocks = 0
     num_evictions = 0
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        self.config = config
-        self.running: list[Request] = []
-        self.waiting = WAITING_QUEUES[config.policy]()
-
-    @property
-    def num_running(self) -> int:  # noqa: D102 - StepScheduler says it
-        return len(self.running)
-
-    @property
-    def num_waiting(self) -> int:  # noqa: D102
-        return len(self.waiting)
-
-    def add(self, request: Request) -> None:  # noqa: D102
-        self.waiting.add(request)
-
-    def schedule(self) -> Step:  # noqa: D102
+    def schedule(self) -> Step:  # noqa: D102 - StepScheduler says it
         step = Step()
         budget = self.config.max_num_batched_tokens
         for request in self.running:
@@ -50,20 +33,10 @@ class RecomputeScheduler:
             budget -= self._recompute(request, step)
         return step
 
-    def complete(self, step: Step, now_s: float) -> list[Request]:  # noqa: D102
-        finished = []
-        for request, _, _ in step.scheduled:
-            request.append_token(now_s)
-            if request.num_output_tokens >= request.output_length:
-                request.status = Status.FINISHED
-                finished.append(request)
-        if finished:
-            self.running = [r for r in self.running if r.status is Status.UNFINISHED]
-        return finished
-
     def _recompute(self, request: Request, step: Step) -> int:
         tokens = request.num_computed_tokens = request.num_tokens
         step.scheduled.append(Scheduled(request, tokens, 0))
+        step.work.prefills += 1
         step.work.prefill_tokens += tokens
         step.work.prefill_pairs += tokens * (tokens + 1) // 2
         step.work.prefill_context_tokens += tokens

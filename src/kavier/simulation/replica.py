@@ -41,6 +41,7 @@ class Replica:
         step = self.scheduler.schedule()
         if not step.scheduled and not self.num_outstanding:
             return None, step.rejected
+        assert step.scheduled or step.preempted or step.rejected, "nothing can be scheduled"
         cost = self._timing.cost(step.work) if step.scheduled else EMPTY_STEP
         for request, _, _ in step.scheduled:
             if request.first_scheduled_s is None:

@@ -93,12 +93,11 @@ class StepScheduler(Protocol):
         ...
 
 
-class Scheduler:
-    """Continuous batching with chunked prefill, preemption by recompute, and prefix caching."""
+class BatchScheduler:
+    """The queues of a scheduler, and what the end of a step means, however its batch was chosen."""
 
-    def __init__(self, config: SchedulerConfig, kv: KVCacheManager) -> None:
+    def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.kv = kv
         self.running: list[Request] = []
         self.waiting = WAITING_QUEUES[config.policy]()
 
@@ -110,6 +109,34 @@ class Scheduler:
     def num_waiting(self) -> int:  # noqa: D102
         return len(self.waiting)
 
+    def add(self, request: Request) -> None:  # noqa: D102
+        self.waiting.add(request)
+
+    def complete(self, step: Step, now_s: float) -> list[Request]:  # noqa: D102
+        finished = []
+        for request, _, _ in step.scheduled:
+            if request.num_computed_tokens < request.num_tokens:
+                continue  # a prefill chunk that samples nothing
+            request.append_token(now_s)
+            if request.num_output_tokens >= request.output_length:
+                request.status = Status.FINISHED
+                self._release(request)
+                finished.append(request)
+        if finished:
+            self.running = [r for r in self.running if r.status is Status.UNFINISHED]
+        return finished
+
+    def _release(self, request: Request) -> None:
+        """Give back what a finished request held."""
+
+
+class Scheduler(BatchScheduler):
+    """Continuous batching with chunked prefill, preemption by recompute, and prefix caching."""
+
+    def __init__(self, config: SchedulerConfig, kv: KVCacheManager) -> None:
+        super().__init__(config)
+        self.kv = kv
+
     @property
     def num_used_blocks(self) -> int:  # noqa: D102
         return self.kv.pool.num_usable - self.kv.pool.num_free
@@ -117,9 +144,6 @@ class Scheduler:
     @property
     def num_evictions(self) -> int:  # noqa: D102
         return self.kv.pool.num_evictions
-
-    def add(self, request: Request) -> None:  # noqa: D102
-        self.waiting.add(request)
 
     def schedule(self) -> Step:
         """Running requests first, decodes and prefills alike; then admissions, unless one was preempted."""
@@ -131,19 +155,8 @@ class Scheduler:
         _advance(step, batch)
         return step
 
-    def complete(self, step: Step, now_s: float) -> list[Request]:  # noqa: D102
-        finished = []
-        for request, _, _ in step.scheduled:
-            if request.num_computed_tokens < request.num_tokens:
-                continue  # a prefill chunk that samples nothing
-            request.append_token(now_s)
-            if request.num_output_tokens >= request.output_length:
-                request.status = Status.FINISHED
-                self.kv.free(request)
-                finished.append(request)
-        if finished:
-            self.running = [r for r in self.running if r.status is Status.UNFINISHED]
-        return finished
+    def _release(self, request: Request) -> None:
+        self.kv.free(request)
 
     def _chunk_limit(self) -> int:
         """Most tokens of one prefill in a step; a lone request is not limited (0 = no limit)."""
@@ -269,6 +282,7 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
             work.decodes += 1
             work.decode_context_tokens += after
         else:
+            work.prefills += 1
             work.prefill_tokens += num_new
             work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
             work.prefill_context_tokens += after

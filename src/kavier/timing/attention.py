@@ -8,7 +8,7 @@ from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Attention
 from kavier.scenario import Engine
 from kavier.timing.constants import CONSTANTS
-from kavier.timing.gemm import ACTIVATION_BYTES, gemm_roof, memory_class
+from kavier.timing.gemm import ACTIVATION_BYTES, gemm_roof, is_datacenter_blackwell, memory_class
 from kavier.timing.step import StepWork
 
 
@@ -85,10 +85,11 @@ class AttentionLayers:
         read, pairs, context = step.decode_context_tokens, step.prefill_pairs, step.prefill_context_tokens
         window = self.window
         if window is not None:
-            # Only sums of the batch are known: its mean context is cut at the window, not each request's.
+            # Only sums of the batch are known, and the least of sums is no less than the sum of the least:
+            # exact if all requests are inside or all beyond the window, above the truth otherwise.
             read = min(read, decodes * window)
             pairs = min(pairs, tokens * window)
-            context = min(context, tokens + window)
+            context = min(context, tokens + step.prefills * (window - 1))
         time_s = 0.0
         if decodes:
             time_s = self.decode_launch_s + read * self.decode_s * (self.mixed if tokens else 1.0)
@@ -129,8 +130,8 @@ def attention_layers(gpu: GpuSpec, attention: Attention, engine: Engine, layers:
 
 
 def has_flash3(gpu: GpuSpec) -> bool:
-    """FlashAttention-3 or its like: Hopper and datacenter Blackwell (which have NVLink or HBM)."""
-    return gpu.architecture == "hopper" or (gpu.architecture == "blackwell" and gpu.interconnect == "nvlink")
+    """FlashAttention-3 or its like: Hopper and datacenter Blackwell."""
+    return gpu.architecture == "hopper" or is_datacenter_blackwell(gpu)
 
 
 def has_mixed_penalty(gpu: GpuSpec) -> bool:

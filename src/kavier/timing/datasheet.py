@@ -17,18 +17,19 @@ from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers, has_mixed_penalty
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
 from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE, StepTables
-from kavier.timing.gemm import TokenOp, compute_dtype, memory_class
+from kavier.timing.gemm import TokenOp, compute_dtype, is_datacenter_blackwell, memory_class
 from kavier.timing.linear import Rank, head_ops, layer_ops
 from kavier.timing.step import StepCost, StepWork
 
 LARGEST_GRAPH = 512
+LARGEST_GRAPH_ON_DATACENTER_BLACKWELL = 1024
 
 
 class DatasheetTiming:
     """Prices a step by the sum of its kernels (timing level "datasheet").
 
     time = layers * (GEMMs + small kernels)[padded tokens] + all-reduces[padded tokens]
-    + attention over the KV cache + (logits + sampler)[sampled rows]. Host work is hidden behind the GPU.
+    + attention over the KV cache + (logits + all-gather + sampler)[sampled rows]. No host work is added.
 
     Args:
         model: The model served.
@@ -44,7 +45,7 @@ class DatasheetTiming:
         self._model, self._gpu, self._engine = model, gpu, engine
         rank = Rank(model, gpu, engine.tensor_parallel_size)
         body, head = _body(rank), [(1, op) for op in head_ops(rank)]
-        sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens)
+        sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, largest_graph(gpu))
         self._body = _Table(body, engine.max_num_batched_tokens, lambda tokens: pad(tokens, sizes))
         self._head = _Table(head, engine.max_num_seqs, lambda rows: rows)
         self._body_flops = sum(count * op.flops_per_token for count, op in body)
@@ -128,11 +129,20 @@ def _body(rank: Rank) -> list[tuple[int, TokenOp]]:
     return parts
 
 
-def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> list[int]:
-    """Token counts that vLLM captures CUDA graphs for (vllm/config/vllm.py, 0.11 and later)."""
-    largest = min(2 * max_num_seqs, LARGEST_GRAPH, max_num_batched_tokens)
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, LARGEST_GRAPH + 1, 16)]
-    return [size for size in sizes if size <= largest]
+def largest_graph(gpu: GpuSpec) -> int:
+    """Most tokens that vLLM 0.33 captures a CUDA graph for by default: more on compute capability 10.x."""
+    return LARGEST_GRAPH_ON_DATACENTER_BLACKWELL if is_datacenter_blackwell(gpu) else LARGEST_GRAPH
+
+
+def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int, ceiling: int = LARGEST_GRAPH) -> list[int]:
+    """Token counts that vLLM 0.33 captures CUDA graphs for, ascending.
+
+    As `VllmConfig._set_cudagraph_sizes` (vllm/config/vllm.py, 0.33.0) without speculative decoding: a grid
+    up to 2 * max_num_seqs, the ceiling or max_num_batched_tokens, and both settings themselves if they fit.
+    """
+    largest = min(2 * max_num_seqs, ceiling, max_num_batched_tokens)
+    grid = [1, 2, 4, *range(8, 256, 8), *range(256, ceiling + 1, 16), max_num_seqs, max_num_batched_tokens]
+    return sorted({size for size in grid if size <= largest})
 
 
 def pad(tokens: int, sizes: Sequence[int]) -> int:
@@ -144,9 +154,12 @@ def pad(tokens: int, sizes: Sequence[int]) -> int:
 def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str]:
     yield (
         "step time: datasheet peaks with kernel constants shared by all GPUs, no measurement of this one; "
-        "mean step times of bf16 dense models came out within 3 to 10 % on GPUs left out of the fit"
+        + _evidence(model)
     )
-    yield "host work (scheduling, Python) is taken as hidden behind the GPU; no client or HTTP time"
+    yield (
+        "scheduling is synchronous here but host work is not added to the step "
+        "(vLLM's asynchronous default hides it), nor is client or HTTP time"
+    )
     yield "sampling is greedy or plain random; top-k and top-p would add time per row"
     yield from _weight_assumptions(model, gpu)
     yield from _attention_assumptions(model, gpu)
@@ -154,6 +167,18 @@ def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str
         yield "expert routing is balanced; experts are split by tensor parallelism, not spread over GPUs"
     if (degree := engine.tensor_parallel_size) > 1:
         yield _link_assumption(gpu, degree)
+
+
+def _evidence(model: ModelSpec) -> str:
+    unlike = {
+        "mixture-of-experts": any(layer.mlp.experts for layer in model.layers),
+        "MLA": any(layer.attention.kind == "mla" for layer in model.layers),
+        "sliding-window": any(layer.attention.window for layer in model.layers),
+        model.weight_dtype: model.weight_dtype != "bf16",
+    }
+    if kinds := [kind for kind, applies in unlike.items() if applies]:
+        return f"no measured step time of {' or '.join(kinds)} models is behind it"
+    return "mean step times of bf16 dense models came out within 3 to 10 % on GPUs left out of the fit"
 
 
 def _weight_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
@@ -172,7 +197,10 @@ def _weight_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
 
 def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
     if any(layer.attention.window for layer in model.layers):
-        yield "sliding windows cut the batch's mean context, an upper bound when contexts differ"
+        yield (
+            "sliding windows cut sums over the batch: exact where all requests are inside or all beyond the "
+            "window, an upper bound otherwise"
+        )
     if any(layer.attention.kind == "mla" for layer in model.layers):
         yield "MLA decodes on latents, prefill expands them; no MLA kernel was measured"
     if has_mixed_penalty(gpu):
@@ -183,7 +211,10 @@ def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
 
 
 def _link_assumption(gpu: GpuSpec, degree: int) -> str:
-    link = f"all-reduce over {gpu.interconnect} by the measured share of its bandwidth"
+    link = (
+        f"all-reduces over {gpu.interconnect}, and the all-gather of logits like them, "
+        "by the all-reduce's measured share of its bandwidth"
+    )
     if gpu.interconnect == "pcie":
         return f"{link}, peer to peer; hosts without peer access are up to 4 times slower"
     if gpu.interconnect != "nvlink":

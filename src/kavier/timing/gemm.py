@@ -110,6 +110,11 @@ def compute_dtype(gpu: GpuSpec, weight_dtype: str) -> str:
     return "fp8" if weight_dtype == "fp8" and "fp8" in gpu.flops_per_s else "bf16"
 
 
+def is_datacenter_blackwell(gpu: GpuSpec) -> bool:
+    """Compute capability 10.x (B200 and its like); Blackwell cards without NVLink are 12.x."""
+    return gpu.architecture == "blackwell" and gpu.interconnect == "nvlink"
+
+
 def memory_class(gpu: GpuSpec) -> str:
     """Kind of memory, told from bandwidth and architecture (the datasheet entry does not name it).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec, Role, Weight
+from kavier.timing.collectives import all_gather
 from kavier.timing.constants import CONSTANTS
 from kavier.timing.gemm import ACTIVATION_BYTES, Gemm, TokenOp, gemm_roof
 from kavier.timing.moe import GroupedGemm
@@ -59,14 +60,21 @@ def layer_ops(rank: Rank, layer: Layer) -> list[TokenOp]:
 
 
 def head_ops(rank: Rank) -> list[TokenOp]:
-    """Logits and sampling (greedy or plain random), per sampled row."""
-    vocab = rank.model.vocab_size
+    """Logits and sampling (greedy or plain random), per sampled row.
+
+    Under tensor parallelism each GPU computes a part of the vocabulary; vLLM 0.33 gathers the logits on
+    every GPU (LogitsProcessor: all-gather, its default), and each samples all rows.
+    """
+    vocab, part = rank.model.vocab_size, rank.split(rank.model.vocab_size)
     sampler = Small(
         fixed_s=CONSTANTS["sampler.launch_s"],
         bytes_per_token=vocab * CONSTANTS["sampler.bytes_per_logit"],
         bytes_per_s=rank.gpu.bandwidth_bytes_per_s * CONSTANTS["sampler.memory_efficiency"],
     )
-    return [rank.gemm("head", rank.split(vocab), rank.model.hidden_size), sampler]
+    logits = rank.gemm("head", part, rank.model.hidden_size)
+    if rank.degree == 1:
+        return [logits, sampler]
+    return [logits, all_gather(rank.gpu, rank.degree, part), sampler]
 
 
 def _attention_gemms(rank: Rank, attention: Attention) -> list[Gemm]:
@@ -122,7 +130,8 @@ def _small_ops(rank: Rank, layer: Layer) -> Small:
         mlp.intermediate_size * (mlp.experts_per_token if mlp.experts else 1) + mlp.shared_intermediate_size
     )
     kernels = CONSTANTS["small.kernels"] + (CONSTANTS["small.moe_kernels"] if mlp.experts else 0.0)
-    values = 4 * rank.model.hidden_size + 2 * heads * head_dim / 1.5 + mlp.matrices * rank.split(width)
+    rope = 2 * heads * head_dim / CONSTANTS["small.rope_divisor"]
+    values = 4 * rank.model.hidden_size + rope + mlp.matrices * rank.split(width)
     return Small(
         fixed_s=kernels * CONSTANTS["small.launch_s"],
         bytes_per_token=values * ACTIVATION_BYTES,

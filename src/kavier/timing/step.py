@@ -13,6 +13,7 @@ class StepWork:
     A decode is a request that computes one token behind its prompt; everything else is prefill.
 
     Attributes:
+        prefills: Number of prefill chunks.
         prefill_tokens: Sum of chunk lengths q.
         prefill_pairs: Sum of q*c + q*(q+1)/2: (query, key) pairs attended, c = tokens computed before.
         prefill_context_tokens: Sum of c + q.
@@ -21,6 +22,7 @@ class StepWork:
         sampled: Requests that sample a token in this step.
     """
 
+    prefills: int = 0
     prefill_tokens: int = 0
     prefill_pairs: int = 0
     prefill_context_tokens: int = 0

@@ -39,13 +39,24 @@ class BlockKeys:
         """Keys of the leading full blocks of request `row` that the trace identifies: prompt, then answer."""
         if not self._chains:
             return []
-        own = self._leading(row, self._prompt_tokens[row])
-        heir = self._heir.get(row)
-        if heir is None:
+        prompt = self._prompt_tokens[row]
+        own = self._leading(row, prompt)
+        heir = self._last_heir(row)
+        if heir == row:
             return own
-        total = self._prompt_tokens[row] + self._output_tokens[row]
+        total = prompt + self._output_tokens[row]
         inherited = self._leading(heir, min(total, self._prompt_tokens[heir]))
-        return inherited if inherited[: len(own)] == own else own
+        # The trace block in which the prompt ends is hashed anew once it is full, in the heir: only the
+        # blocks that are whole in both can be compared.
+        whole = prompt - prompt % self._block_tokens[row]
+        same = whole // self.block_size
+        return inherited if inherited[:same] == own[:same] else own
+
+    def _last_heir(self, row: int) -> int:
+        """The end of the conversation: its hashes cover most of what was said before as whole blocks."""
+        while (child := self._heir.get(row)) is not None:
+            row = child
+        return row
 
     def flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Keys of all rows, one row after the other, and where each row's begin (one more than rows)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from kavier.errors import InputError
@@ -51,7 +52,8 @@ def read_trace(path: Path, format: str = "auto") -> Workload:
             f"unknown trace format {format!r}", expected=f"one of {', '.join(names)}", near=(format, names)
         )
     file = open_trace(path)
-    return _sniff(file, FORMATS.values() if format == "auto" else [FORMATS[format]]).read(file)
+    workload = _sniff(file, FORMATS.values() if format == "auto" else [FORMATS[format]]).read(file)
+    return replace(workload, unread_columns=tuple(file.unread))
 
 
 def _sniff(file: TraceFile, formats: Iterable[Format]) -> Format:

@@ -58,12 +58,14 @@ class Workload:
         format: Name of the reader or "synthetic".
         counts: What reading changed, e.g. {"dropped_zero_output_tokens": 25, "sorted_rows": 3}; only
             what did happen.
+        unread_columns: Columns of the file that its format has no use for.
     """
 
     requests: pl.DataFrame
     source: str
     format: str
     counts: Mapping[str, int] = field(default_factory=dict)
+    unread_columns: tuple[str, ...] = ()
 
 
 def row_name(row: int) -> str:

@@ -6,7 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -31,12 +31,14 @@ class TraceFile:
         kind: How the bytes are organised.
         data: The bytes, unzipped.
         columns: CSV header, Parquet columns, or keys of the first JSON record.
+        unread: Columns met that no reader asked for.
     """
 
     path: Path
     kind: Kind
     data: bytes
     columns: tuple[str, ...]
+    unread: dict[str, None] = field(default_factory=dict)
 
     def table(self, rules: Mapping[str, Rule], *, only: bool = False) -> pl.DataFrame:
         """The columns of `rules` that the file has, cast and checked.
@@ -124,6 +126,7 @@ class TraceFile:
         unknown = [name for name in columns if name not in rules]
         if only and unknown:
             raise InputError(f"unknown column {unknown[0]!r}", where=str(self.path), near=(unknown[0], rules))
+        self.unread.update(dict.fromkeys(unknown))
         return [name for name in rules if name in columns]
 
 
