@@ -2,9 +2,9 @@
 
     python bench/engine.py [--requests N] [--repeat K] [case ...]
 
-Step times, power and timeline are those of Llama-3.1-8B on one H100 (datasheet level), 256 seats, 8192 tokens
-a step, intervals of 1 s. "engine" is CPU time inside the kernel; "call" is the wall time of `simulate_compiled`,
-packing and unpacking of tables included. Each figure is the median of K runs.
+Llama-3.1-8B on one H100 (datasheet level) with 256 seats and 8192 tokens a step; power and timeline (1 s) are
+added up on the way. "engine" is CPU time inside the kernel; "call" is the wall time of `simulate_compiled`, with
+packing and unpacking of tables. Each figure is the median of K runs.
 """
 
 from __future__ import annotations
@@ -118,11 +118,16 @@ class Stopwatch:
 
 def runner(case: Case, count: int) -> Callable[[], CompiledResult]:
     engine = Engine(
-        max_model_len=16384, max_num_seqs=256, max_num_batched_tokens=8192, enable_prefix_caching=case.sessions
+        max_model_len=16384,
+        max_num_seqs=256,
+        max_num_batched_tokens=8192,
+        enable_prefix_caching=case.sessions,
     )
     gpu = find_gpu("H100-SXM")
     timing = DatasheetTiming(find_model("meta-llama/Llama-3.1-8B"), gpu, engine)
-    table, keys = sessions(count, case.rate_per_s) if case.sessions else (conversations(count, case.rate_per_s), None)
+    table, keys = (
+        sessions(count, case.rate_per_s) if case.sessions else (conversations(count, case.rate_per_s), None)
+    )
     sampling = Sampling(0.0, 1.0, SaturatingPower(gpu).record(1))
     return lambda: simulate_compiled(
         table, engine, timing, num_gpu_blocks=case.blocks + 1, replicas=case.replicas, router=case.router,
@@ -150,7 +155,9 @@ def measure(name: str, count: int, repeat: int, watch: Stopwatch) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cases", nargs="*", choices=[*CASES, []])
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=5)

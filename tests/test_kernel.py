@@ -71,7 +71,11 @@ class Case:
         keys = self.keys() if self.engine.enable_prefix_caching else None
         Simulation(fleet, ROUTERS[self.router](), clients, keys, longest, None).run()
         return SimulationResult(
-            requests_table(requests), recorder.steps(), recorder.token_gaps(), truncated, self.num_gpu_blocks - 1
+            requests_table(requests),
+            recorder.steps(),
+            recorder.token_gaps(),
+            truncated,
+            self.num_gpu_blocks - 1,
         )
 
     def compiled(self, sampling: Sampling | None = None) -> CompiledResult:
@@ -99,7 +103,7 @@ def workloads(draw, max_size=12):
     run = st.tuples(st.integers(0, 2), st.integers(0, 12)).map(lambda pair: [pair[0]] * pair[1])
     prompt = st.tuples(st.integers(0, 1), run, run).map(lambda parts: [parts[0], *parts[1], *parts[2]])
     rows, sequences, clock = [], [], 0
-    for row in range(draw(st.integers(1, max_size) | st.just(max_size))):
+    for _ in range(draw(st.integers(1, max_size) | st.just(max_size))):
         clock += draw(st.sampled_from([0, 0, 0, 1, 3, 16, 160]))
         tokens, length = draw(prompt), draw(st.integers(1, 16))
         known = draw(st.integers(0, length))
@@ -135,7 +139,8 @@ def cases(draw, routers=("round-robin",)):
         table=table,
         sequences=sequences,
         engine=engine,
-        num_gpu_blocks=1 + draw(st.sampled_from([largest // 4, largest // 3, largest // 2, largest, 3 * largest])),
+        num_gpu_blocks=1
+        + draw(st.sampled_from([largest // 4, largest // 3, largest // 2, largest, 3 * largest])),
         replicas=draw(st.integers(1, 3)),
         router=draw(st.sampled_from(routers)),
         timing=draw(st.sampled_from([TIMING, ROUGH])),
@@ -152,10 +157,14 @@ def check(case: Case) -> None:
     assert found.peak_used_blocks == (expected.steps["used_blocks"].max() or 0)
 
 
-def assert_equal(found: pl.DataFrame, expected: pl.DataFrame) -> None:
+def assert_equal(found: pl.DataFrame | None, expected: pl.DataFrame | None) -> None:
+    assert found is not None
+    assert expected is not None
     assert found.schema == expected.schema
     if not found.equals(expected, null_equal=True):
-        for index, (mine, theirs) in enumerate(zip(found.rows(named=True), expected.rows(named=True), strict=False)):
+        for index, (mine, theirs) in enumerate(
+            zip(found.rows(named=True), expected.rows(named=True), strict=False)
+        ):
             assert mine == theirs, f"row {index}"
         assert len(found) == len(expected)
 
@@ -202,7 +211,10 @@ def test_timelines_are_equal_at_any_interval(case, interval_s):
     assert_equal(found.steps, expected.steps)
 
 
-@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3", "openai/gpt-oss-20b"])
+@pytest.mark.parametrize(
+    "model",
+    ["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3", "openai/gpt-oss-20b"],
+)
 @pytest.mark.parametrize("gpu", ["H100-SXM", "A100-80GB-SXM"])
 def test_datasheet_step_times_are_those_of_the_reference(model, gpu):
     """Experts, latent attention, sliding windows, FlashAttention 2 and 3."""
@@ -287,7 +299,8 @@ def test_every_step_is_that_of_vllm_0_33(run):
     assert found.steps is not None
     steps = [
         {
-            "t": step["start_s"], "dt": step["duration_s"], "running": step["running"], "waiting": step["waiting"],
+            "t": step["start_s"], "dt": step["duration_s"],
+            "running": step["running"], "waiting": step["waiting"],
             "free": num_gpu_blocks - 1 - step["used_blocks"], "evicted": step["evicted_blocks"],
             "preempted": step["preempted"], "tokens": step["prefill_tokens"] + step["decodes"],
         }

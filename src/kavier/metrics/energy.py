@@ -17,8 +17,9 @@ def with_energy(steps: pl.DataFrame, power: SaturatingPower, gpus_per_replica: i
     does the same sum, in the same function.
     """
     energies = np.zeros(len(steps))
-    amounts = [np.array(steps[name].to_numpy(), np.float64) for name in ("flops", "bytes", "duration_s")]
-    step_energies(power.record(gpus_per_replica), *amounts, energies)
+    columns = ("flops", "bytes", "duration_s")
+    flops, moved, duration_s = (np.array(steps[name].to_numpy(), np.float64) for name in columns)
+    step_energies(power.record(gpus_per_replica), flops, moved, duration_s, energies)
     return steps.with_columns(pl.Series("energy_j", energies))
 
 

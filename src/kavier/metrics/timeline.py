@@ -56,10 +56,12 @@ def timeline(
     return timeline_of(cells, replicas=replicas, window_s=window_s, interval_s=interval_s, idle_w=idle_w)
 
 
-def with_sums(played: SimulationResult, power: SaturatingPower, gpus: int, sampling: Sampling) -> CompiledResult:
+def with_sums(
+    played: SimulationResult, power: SaturatingPower, gpus: int, sampling: Sampling
+) -> CompiledResult:
     """What the compiled engine would have added up, from the reference engine's steps."""
     steps = with_energy(played.steps, power, gpus)
-    replicas = (steps["replica"].max() or 0) + 1  # type: ignore[operator]
+    replicas = int(steps["replica"].max() or 0) + 1  # type: ignore[arg-type]
     ends = (steps["start_s"] + steps["duration_s"]).max()
     return CompiledResult(
         requests=played.requests,

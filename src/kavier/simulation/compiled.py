@@ -96,7 +96,7 @@ def simulate_compiled(
     keys: tuple[Array, Array] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CompiledResult:
-    """Play a workload through `replicas` engines, as `simulate_reference`, whose results it gives bit for bit.
+    """Play a workload through `replicas` engines: what `simulate_reference` gives, to the last bit.
 
     Args:
         workload: Canonical request table, sorted by arrival.
@@ -229,7 +229,9 @@ class _Run:
         """All steps, in order of (start, replica)."""
         names = k.STEP.names or ()
         columns: dict[str, Array] = dict(zip(names, self.log.columns(*names), strict=True))
-        replica = np.concatenate([np.full(n, i, np.int32) for i, n in self.log_replica] or [np.zeros(0, np.int32)])
+        replica = np.concatenate(
+            [np.full(n, i, np.int32) for i, n in self.log_replica] or [np.zeros(0, np.int32)]
+        )
         frame = pl.DataFrame({"replica": replica, **columns}).select(*STEP_SCHEMA, "energy_j")
         return frame.sort("start_s", "replica", maintain_order=True)
 

@@ -24,13 +24,16 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from kavier.timing.compiled import ATTENTION, PRICE
 
 Record: TypeAlias = Any
 """A NumPy record; Numba knows its fields."""
+
+Integer: TypeAlias = Any
+"""An integer, Python's or NumPy's; compiled, all are 64 bits."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -295,7 +298,7 @@ def entry_point(function: Function) -> Function:
     return cast("Function", njit(error_model="numpy", cache=True, nogil=True)(function))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _pointer(_context: Any, address: Any) -> Any:  # noqa: ARG001 - Numba looks at the name and number
     """An integer as a pointer."""
 
@@ -306,8 +309,8 @@ def _pointer(_context: Any, address: Any) -> Any:  # noqa: ARG001 - Numba looks 
 
 
 @inlined
-def _view(address: int, size: int, dtype: Any) -> Any:
-    return carray(_pointer(address), size, dtype)
+def _view(address: Integer, size: Integer, dtype: Any) -> Any:
+    return carray(_pointer(address), size, dtype)  # type: ignore[call-arg]
 
 
 @inlined
@@ -321,7 +324,7 @@ def _slots(r: Record, c: Record) -> Any:
 
 
 @inlined
-def _integers(address: int, size: int) -> Any:
+def _integers(address: Integer, size: Integer) -> Any:
     return _view(address, size, np.int64)
 
 
@@ -336,7 +339,7 @@ def _map(r: Record) -> Any:
 
 
 @inlined
-def _blocks_for(c: Record, tokens: int) -> int:
+def _blocks_for(c: Record, tokens: Integer) -> Integer:
     return (tokens + c.block_size - 1) // c.block_size
 
 
@@ -345,7 +348,7 @@ def _blocks_for(c: Record, tokens: int) -> int:
 
 @inlined
 def _affine_cost(
-    c: Record, prefill: int, pairs: int, context: int, decodes: int, decode_context: int
+    c: Record, prefill: Integer, pairs: Integer, context: Integer, decodes: Integer, decode_context: Integer
 ) -> tuple[float, float, float]:
     """`timing.compiled.AffineTiming.cost`."""
     a = c.affine
@@ -355,8 +358,14 @@ def _affine_cost(
 
 @inlined
 def _attention_cost(
-    a: Record, prefills: int, tokens: int, pairs: int, context: int, decodes: int, read: int
-) -> tuple[float, float, int]:
+    a: Record,
+    prefills: Integer,
+    tokens: Integer,
+    pairs: Integer,
+    context: Integer,
+    decodes: Integer,
+    read: Integer,
+) -> tuple[float, float, Integer]:
     """`timing.attention.AttentionLayers.cost`."""
     read = min(read, decodes * a.window)
     pairs = min(pairs, tokens * a.window)
@@ -377,13 +386,13 @@ def _attention_cost(
 @inlined
 def _step_cost(
     c: Record,
-    prefills: int,
-    prefill: int,
-    pairs: int,
-    context: int,
-    decodes: int,
-    decode_context: int,
-    sampled: int,
+    prefills: Integer,
+    prefill: Integer,
+    pairs: Integer,
+    context: Integer,
+    decodes: Integer,
+    decode_context: Integer,
+    sampled: Integer,
 ) -> tuple[float, float, float]:
     """(seconds, FLOPs, bytes) of a step, as the model's `cost`; an empty step lasts 1 ms."""
     tokens = prefill + decodes
@@ -422,7 +431,7 @@ def _energy_j(p: Record, flops: float, moved: float, duration_s: float) -> float
 
 
 @inlined
-def _bin_at(grid: Record, since_s: float) -> int:
+def _bin_at(grid: Record, since_s: float) -> Integer:
     """The interval that holds a time not before the grid's start, given from there."""
     i = int(since_s / grid.interval_s)
     while grid.interval_s * (i + 1) <= since_s:
@@ -502,7 +511,7 @@ def step_energies(powers: Any, flops: Any, moved: Any, durations: Any, energies:
 
 
 @inlined
-def _push_finish(r: Record, c: Record, tick: int, s: int) -> None:
+def _push_finish(r: Record, c: Record, tick: Integer, s: Integer) -> None:
     heap, entry = _integers(r.finishing, c.max_num_seqs), (tick << SLOT_BITS) | s
     i = r.num_finishing
     r.num_finishing += 1
@@ -516,7 +525,7 @@ def _push_finish(r: Record, c: Record, tick: int, s: int) -> None:
 
 
 @inlined
-def _sift_down(heap: Any, size: int, i: int, entry: int) -> None:
+def _sift_down(heap: Any, size: Integer, i: Integer, entry: Integer) -> None:
     while True:
         below = 2 * i + 1
         if below >= size:
@@ -531,13 +540,13 @@ def _sift_down(heap: Any, size: int, i: int, entry: int) -> None:
 
 
 @inlined
-def _next_finish(r: Record, c: Record) -> int:
+def _next_finish(r: Record, c: Record) -> Integer:
     """Tick of the next finish; there is one."""
     return _integers(r.finishing, c.max_num_seqs)[0] >> SLOT_BITS
 
 
 @inlined
-def _pop_finish(r: Record, c: Record) -> int:
+def _pop_finish(r: Record, c: Record) -> Integer:
     heap = _integers(r.finishing, c.max_num_seqs)
     s = heap[0] & ((1 << SLOT_BITS) - 1)
     r.num_finishing -= 1
@@ -546,7 +555,7 @@ def _pop_finish(r: Record, c: Record) -> int:
 
 
 @compiled
-def _remove_finish(r: Record, c: Record, s: int) -> None:
+def _remove_finish(r: Record, c: Record, s: Integer) -> None:
     """Take out a preempted request, wherever it is."""
     heap = _integers(r.finishing, c.max_num_seqs)
     i = 0
@@ -564,7 +573,7 @@ def _remove_finish(r: Record, c: Record, s: int) -> None:
 
 
 @compiled
-def _seat(r: Record, c: Record, q: int) -> int:
+def _seat(r: Record, c: Record, q: Integer) -> Integer:
     """Append a request to `running`; returns its slot."""
     slots = _slots(r, c)
     s = r.free_slot
@@ -588,7 +597,7 @@ def _seat(r: Record, c: Record, q: int) -> int:
 
 
 @compiled
-def _unseat(r: Record, c: Record, s: int) -> None:
+def _unseat(r: Record, c: Record, s: Integer) -> None:
     slots = _slots(r, c)
     slot = slots[s]
     if slot.previous >= 0:
@@ -605,7 +614,7 @@ def _unseat(r: Record, c: Record, s: int) -> None:
 
 
 @inlined
-def _wait(r: Record, c: Record, q: int) -> None:
+def _wait(r: Record, c: Record, q: Integer) -> None:
     """Append to the waiting queue."""
     requests = _requests(c)
     requests[q].next = -1
@@ -618,7 +627,7 @@ def _wait(r: Record, c: Record, q: int) -> None:
 
 
 @compiled
-def _put_back(r: Record, c: Record, q: int) -> None:
+def _put_back(r: Record, c: Record, q: Integer) -> None:
     """A preempted request goes to the front."""
     _requests(c)[q].next = r.first_waiting
     r.first_waiting = q
@@ -628,7 +637,7 @@ def _put_back(r: Record, c: Record, q: int) -> None:
 
 
 @inlined
-def _pop_waiting(r: Record, c: Record) -> int:
+def _pop_waiting(r: Record, c: Record) -> Integer:
     q = r.first_waiting
     r.first_waiting = _requests(c)[q].next
     r.num_waiting -= 1
@@ -639,7 +648,7 @@ def _pop_waiting(r: Record, c: Record) -> int:
 
 
 @inlined
-def _allocate(r: Record, count: int) -> None:
+def _allocate(r: Record, count: Integer) -> None:
     """Plain blocks go first, then the least recently freed cached ones are evicted: when it is worth it."""
     evicted = max(count - r.num_plain, 0)
     r.num_plain -= count - evicted
@@ -669,7 +678,7 @@ def _settle(r: Record) -> None:
 
 
 @inlined
-def _enqueue(r: Record, entry: int) -> int:
+def _enqueue(r: Record, entry: Integer) -> Integer:
     """Append a node, or -n for n anonymous cached blocks; returns its position."""
     if r.queue_tail - r.queue_head > r.queue_mask:
         _compact(r)
@@ -696,7 +705,7 @@ def _compact(r: Record) -> None:
 
 
 @inlined
-def _drop(r: Record, node: int) -> None:
+def _drop(r: Record, node: Integer) -> None:
     """Give back one reference to a node."""
     n = _nodes(r)[node]
     n.references -= 1
@@ -706,7 +715,7 @@ def _drop(r: Record, node: int) -> None:
 
 
 @inlined
-def _take(r: Record, node: int) -> None:
+def _take(r: Record, node: Integer) -> None:
     """Take a reference to a cached node; an idle one leaves the queue."""
     n = _nodes(r)[node]
     if n.references == 0:
@@ -716,7 +725,7 @@ def _take(r: Record, node: int) -> None:
 
 
 @compiled
-def _drop_anonymous(r: Record, count: int) -> None:
+def _drop_anonymous(r: Record, count: Integer) -> None:
     """Cached blocks that nobody can ever find, but which are evicted in their turn."""
     queue, last = _integers(r.queue, r.queue_mask + 1), (r.queue_tail - 1) & r.queue_mask
     if r.queue_tail > r.queue_head and queue[last] < 0:
@@ -727,7 +736,7 @@ def _drop_anonymous(r: Record, count: int) -> None:
 
 
 @compiled
-def _release(r: Record, c: Record, s: int, computed: int) -> None:
+def _release(r: Record, c: Record, s: Integer, computed: Integer) -> None:
     """Free all blocks of a request, tail first: see `BlockPool.free`."""
     blocks = _blocks_for(c, computed)
     if not c.caching:
@@ -756,14 +765,14 @@ def _release(r: Record, c: Record, s: int, computed: int) -> None:
 
 
 @inlined
-def _home(r: Record, key: int) -> int:
+def _home(r: Record, key: Integer) -> Integer:
     """Where a key's probe sequence begins (Fibonacci hashing)."""
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     return np.int64(mixed >> np.uint64(64 - r.map_bits))
 
 
 @inlined
-def _probe(r: Record, key: int) -> int:
+def _probe(r: Record, key: Integer) -> Integer:
     """Index of the key's entry, or of the empty entry where it belongs."""
     entries, mask = _map(r), (1 << r.map_bits) - 1
     i = _home(r, key)
@@ -773,13 +782,13 @@ def _probe(r: Record, key: int) -> int:
 
 
 @inlined
-def _find(r: Record, key: int) -> int:
+def _find(r: Record, key: Integer) -> Integer:
     """The node that was cached first under this key, or -1."""
     return _map(r)[_probe(r, key)].node - 1
 
 
 @compiled
-def _delete_entry(r: Record, hole: int) -> None:
+def _delete_entry(r: Record, hole: Integer) -> None:
     """Backward-shift deletion: entries behind the hole move up if it is on their way."""
     entries, mask = _map(r), (1 << r.map_bits) - 1
     i = (hole + 1) & mask
@@ -793,7 +802,7 @@ def _delete_entry(r: Record, hole: int) -> None:
 
 
 @compiled
-def _forget(r: Record, node: int) -> None:
+def _forget(r: Record, node: Integer) -> None:
     """An evicted node leaves the map; the next block with the same key, if any, takes its place."""
     entries, nodes = _map(r), _nodes(r)
     evicted = nodes[node]
@@ -814,7 +823,7 @@ def _forget(r: Record, node: int) -> None:
 
 
 @inlined
-def _new_node(r: Record) -> int:
+def _new_node(r: Record) -> Integer:
     if r.free_node == 0 and r.num_nodes_ever == r.num_nodes:
         _settle(r)
     if r.free_node == 0:
@@ -827,7 +836,7 @@ def _new_node(r: Record) -> int:
 
 
 @inlined
-def _insert(r: Record, key: int) -> int:
+def _insert(r: Record, key: Integer) -> Integer:
     """A held block becomes hittable, behind blocks that have the same key already."""
     node = _new_node(r)
     nodes, entries = _nodes(r), _map(r)
@@ -846,13 +855,13 @@ def _insert(r: Record, key: int) -> int:
 
 
 @inlined
-def _private_key(q: int, index: int) -> int:
+def _private_key(q: Integer, index: Integer) -> Integer:
     """`workload.blocks.unknown_key`."""
     return -((np.int64(q) << 24) | index) - 1
 
 
 @compiled
-def _cache_full_blocks(r: Record, c: Record, s: int, computed: int) -> None:
+def _cache_full_blocks(r: Record, c: Record, s: Integer, computed: Integer) -> None:
     """Blocks that this step fills are hittable from now on, as far as the trace tells their keys."""
     slot = _slots(r, c)[s]
     request = _requests(c)[slot.request]
@@ -866,7 +875,7 @@ def _cache_full_blocks(r: Record, c: Record, s: int, computed: int) -> None:
 
 
 @compiled
-def _name_private_blocks(r: Record, c: Record, s: int, computed: int) -> None:
+def _name_private_blocks(r: Record, c: Record, s: Integer, computed: Integer) -> None:
     """A preempted request can find its own blocks again: those without a known key become nodes."""
     slot = _slots(r, c)[s]
     for index in range(slot.num_named + slot.num_private, computed // c.block_size):
@@ -877,9 +886,11 @@ def _name_private_blocks(r: Record, c: Record, s: int, computed: int) -> None:
 
 
 @compiled
-def _find_cached(r: Record, c: Record, q: int) -> tuple[int, int, int, int]:
-    """The longest cached prefix: named blocks (now listed in `held`), private ones, the last of these, and
-    how many of all are idle."""
+def _find_cached(r: Record, c: Record, q: Integer) -> tuple[Integer, Integer, Integer, Integer]:
+    """The longest cached prefix: (named blocks, private ones, the last of these, how many of all are idle).
+
+    The named ones are listed in `held`. A pure read of the pool.
+    """
     if r.debt:
         _settle(r)
     request, nodes = _requests(c)[q], _nodes(r)
@@ -908,7 +919,7 @@ def _find_cached(r: Record, c: Record, q: int) -> tuple[int, int, int, int]:
 
 
 @compiled
-def _touch(r: Record, c: Record, s: int, named: int, private: int, last: int) -> None:
+def _touch(r: Record, c: Record, s: Integer, named: Integer, private: Integer, last: Integer) -> None:
     """Give a request its cached blocks."""
     slot = _slots(r, c)[s]
     held, first = _view(c.held, c.num_keys, np.int32), _requests(c)[slot.request].first_key
@@ -926,13 +937,13 @@ def _touch(r: Record, c: Record, s: int, named: int, private: int, last: int) ->
 
 
 @inlined
-def _due_class(c: Record, offset: int) -> int:
+def _due_class(c: Record, offset: Integer) -> Integer:
     """The phase at which a request with this offset computes the last token of a block."""
     return (offset + 1) % c.block_size
 
 
 @compiled
-def _watch(r: Record, c: Record, s: int) -> None:
+def _watch(r: Record, c: Record, s: Integer) -> None:
     slots = _slots(r, c)
     slot = slots[s]
     at = _due_class(c, slot.offset)
@@ -944,7 +955,7 @@ def _watch(r: Record, c: Record, s: int) -> None:
 
 
 @compiled
-def _unwatch(r: Record, c: Record, s: int) -> None:
+def _unwatch(r: Record, c: Record, s: Integer) -> None:
     slots = _slots(r, c)
     slot = slots[s]
     at = _due_class(c, slot.offset)
@@ -958,7 +969,7 @@ def _unwatch(r: Record, c: Record, s: int) -> None:
 
 
 @inlined
-def _sort_by_order(r: Record, c: Record, chosen: Any, count: int) -> None:
+def _sort_by_order(r: Record, c: Record, chosen: Any, count: Integer) -> None:
     """Slots into running order; few, and nearly sorted."""
     slots = _slots(r, c)
     for i in range(1, count):
@@ -1009,11 +1020,11 @@ def _begin_decision(r: Record) -> None:
 
 
 @inlined
-def _plan_chunks(r: Record, c: Record, limit: int) -> tuple[int, int]:
+def _plan_chunks(r: Record, c: Record, limit: Integer) -> tuple[Integer, Integer]:
     """Chunks of the running prefills; returns the budget that is left and the blocks that all wants.
 
-    Decodes can be counted first although the scheduler goes through `running` in order: whoever was admitted
-    behind a request saw it get all it wanted, and wants never grow, so at most the last of `running` gets less.
+    Decodes can be counted first although the scheduler goes through `running` in order: when somebody was
+    admitted, all before got what they wanted, and wants never grow. So only the last of `running` can get less.
     """
     slots, prefilling = _slots(r, c), _integers(r.prefilling, c.max_num_seqs)
     left, blocks = c.max_num_batched_tokens - r.num_decoding, np.int64(r.wanting[r.phase])
@@ -1062,7 +1073,7 @@ def _preempt_last(r: Record, c: Record) -> None:
 
 
 @inlined
-def _blocks_wanted(r: Record, c: Record, slot: Record) -> int:
+def _blocks_wanted(r: Record, c: Record, slot: Record) -> Integer:
     if slot.decoding:
         return np.int64((slot.offset + r.tick) % c.block_size == 0)
     return _blocks_for(c, slot.computed + slot.chunk) - _blocks_for(c, slot.computed)
@@ -1070,8 +1081,7 @@ def _blocks_wanted(r: Record, c: Record, slot: Record) -> int:
 
 @compiled
 def _extend_or_preempt(r: Record, c: Record) -> None:
-    """Blocks are short: go through `running` as the scheduler does, since what is freed on the way can be
-    handed out on the way."""
+    """Blocks are short: go through `running` in order, since what is freed on the way is handed out again."""
     slots = _slots(r, c)
     s = r.first_running
     while s >= 0:
@@ -1086,7 +1096,7 @@ def _extend_or_preempt(r: Record, c: Record) -> None:
 
 
 @inlined
-def _count_prefill(r: Record, request: Record, computed: int, chunk: int) -> None:
+def _count_prefill(r: Record, request: Record, computed: Integer, chunk: Integer) -> None:
     """As `scheduler._advance`: one token behind the prompt counts as a decode, even if it was lost before."""
     step = r.step
     after = computed + chunk
@@ -1102,7 +1112,7 @@ def _count_prefill(r: Record, request: Record, computed: int, chunk: int) -> Non
 
 
 @inlined
-def _keep_prefill(r: Record, c: Record, s: int, slot: Record) -> None:
+def _keep_prefill(r: Record, c: Record, s: Integer, slot: Record) -> None:
     """Note whether a prefill ends with this step or goes on."""
     if slot.computed == slot.target:
         _integers(r.sampling, c.max_num_seqs)[r.num_sampling] = s
@@ -1127,50 +1137,70 @@ def _advance_prefills(r: Record, c: Record) -> None:
         _keep_prefill(r, c, s, slot)
 
 
+@inlined
+def _reject(r: Record, c: Record) -> None:
+    _requests(c)[_pop_waiting(r, c)].status = REJECTED_KV
+    r.num_ended += 1
+
+
+@inlined
+def _count_lookup(r: Record, c: Record, request: Record, total: Integer, cached: Integer) -> None:
+    """As `Scheduler._count_lookup`, and the time: on first admission."""
+    if request.cached_tokens < 0:
+        request.cached_tokens = cached
+        request.first_scheduled_s = r.now_s
+        if c.caching:
+            r.step.queried_tokens += total
+            r.step.hit_tokens += cached
+
+
 @compiled
-def _admit_waiting(r: Record, c: Record, left: int, limit: int) -> None:
-    """Admit from the head of the queue while seats, budget and blocks last."""
-    requests, slots = _requests(c), _slots(r, c)
+def _admit(r: Record, c: Record, left: Integer, limit: Integer) -> Integer:
+    """Admit the head of the queue; returns the tokens it computes in this step, 0 if it has to wait."""
+    request = _requests(c)[r.first_waiting]
+    total = np.int64(request.prompt_tokens + request.output_tokens)
+    named = private = idle = 0
+    last = -1
+    if c.caching:
+        named, private, last, idle = _find_cached(r, c, r.first_waiting)
+    hits = named + private
+    cached = hits * c.block_size
+    chunk = total - cached
+    if 0 < limit < chunk:
+        chunk = limit
+    if not c.chunked_prefill and chunk > left:
+        return 0
+    chunk = min(chunk, left)
+    to_fit = total if c.reserve_full_isl else cached + chunk
+    reserve = c.watermark_blocks if r.num_running else 0
+    if _blocks_for(c, to_fit) - hits + idle + reserve > r.num_free:
+        return 0
+    s = _seat(r, c, _pop_waiting(r, c))
+    if hits:
+        _touch(r, c, s, named, private, last)
+    _allocate(r, _blocks_for(c, cached + chunk) - hits)
+    if c.caching:
+        _cache_full_blocks(r, c, s, cached + chunk)
+    _count_lookup(r, c, request, total, cached)
+    _count_prefill(r, request, cached, chunk)
+    slot = _slots(r, c)[s]
+    slot.computed, slot.target = cached + chunk, total
+    _keep_prefill(r, c, s, slot)
+    return chunk
+
+
+@compiled
+def _admit_waiting(r: Record, c: Record, left: Integer, limit: Integer) -> None:
+    """Admit from the head of the queue while seats, budget and blocks last. Nobody passes the head."""
+    requests = _requests(c)
     while left > 0 and r.num_waiting > 0 and r.num_running < c.max_num_seqs:
-        request = requests[r.first_waiting]
-        total = np.int64(request.prompt_tokens + request.output_tokens)
-        if _blocks_for(c, total) > c.num_usable:
-            _pop_waiting(r, c)
-            request.status = REJECTED_KV
-            r.num_ended += 1
+        head = requests[r.first_waiting]
+        if _blocks_for(c, np.int64(head.prompt_tokens + head.output_tokens)) > c.num_usable:
+            _reject(r, c)
             continue
-        named = private = idle = 0
-        last = -1
-        if c.caching:
-            named, private, last, idle = _find_cached(r, c, r.first_waiting)
-        hits = named + private
-        cached = hits * c.block_size
-        chunk = total - cached
-        if 0 < limit < chunk:
-            chunk = limit
-        if not c.chunked_prefill and chunk > left:
+        chunk = _admit(r, c, left, limit)
+        if chunk == 0:
             break
-        chunk = min(chunk, left)
-        to_fit = total if c.reserve_full_isl else cached + chunk
-        reserve = c.watermark_blocks if r.num_running else 0
-        if _blocks_for(c, to_fit) - hits + idle + reserve > r.num_free:
-            break
-        s = _seat(r, c, _pop_waiting(r, c))
-        slot = slots[s]
-        if hits:
-            _touch(r, c, s, named, private, last)
-        _allocate(r, _blocks_for(c, cached + chunk) - hits)
-        if c.caching:
-            _cache_full_blocks(r, c, s, cached + chunk)
-        if request.cached_tokens < 0:
-            request.cached_tokens = cached
-            request.first_scheduled_s = r.now_s
-            if c.caching:
-                r.step.queried_tokens += total
-                r.step.hit_tokens += cached
-        _count_prefill(r, request, cached, chunk)
-        slot.computed, slot.target = cached + chunk, total
-        _keep_prefill(r, c, s, slot)
         left -= chunk
 
 
@@ -1257,7 +1287,7 @@ def _begin_step(r: Record, c: Record) -> bool:
 
 
 @inlined
-def _record_gap(r: Record, gap_s: float, count: int) -> None:
+def _record_gap(r: Record, gap_s: float, count: Integer) -> None:
     gap = _view(r.gaps, r.gap_room, GAP)[r.num_gaps]
     gap.gap_s, gap.count = gap_s, count
     r.num_gaps += 1
@@ -1275,7 +1305,9 @@ def _pass_step(r: Record, c: Record) -> None:
 
 
 @inlined
-def _join_decoding(r: Record, c: Record, s: int, slot: Record, request: Record, tokens_left: int) -> None:
+def _join_decoding(
+    r: Record, c: Record, s: Integer, slot: Record, request: Record, tokens_left: Integer
+) -> None:
     slot.offset = slot.target - r.tick
     slot.finish_tick = r.tick + tokens_left
     slot.decoding = 1
@@ -1288,7 +1320,7 @@ def _join_decoding(r: Record, c: Record, s: int, slot: Record, request: Record, 
 
 
 @compiled
-def _sample_prefills(r: Record, c: Record, done: Any, count: int) -> int:
+def _sample_prefills(r: Record, c: Record, done: Any, count: Integer) -> Integer:
     """Prefills that ended give their first token, or the next one after a preemption."""
     slots, requests = _slots(r, c), _requests(c)
     sampling = _integers(r.sampling, c.max_num_seqs)
@@ -1310,7 +1342,7 @@ def _sample_prefills(r: Record, c: Record, done: Any, count: int) -> int:
 
 
 @inlined
-def _finish(r: Record, c: Record, s: int) -> None:
+def _finish(r: Record, c: Record, s: Integer) -> None:
     slot = _slots(r, c)[s]
     request = _requests(c)[slot.request]
     computed = slot.target
@@ -1329,7 +1361,7 @@ def _finish(r: Record, c: Record, s: int) -> None:
 
 @compiled
 def _complete(r: Record, c: Record) -> None:
-    """The running step ends: its tokens are known. Requests leave in batch order, which the LRU order shows."""
+    """The running step ends: its tokens are known. Requests leave in batch order: it makes the LRU order."""
     _pass_step(r, c)
     done, count = _integers(r.scratch, c.max_num_seqs), 0
     while r.num_finishing > 0 and _next_finish(r, c) == r.tick:
@@ -1403,7 +1435,7 @@ def _advance(r: Record, c: Record, limit_s: float) -> bool:
 
 
 @inlined
-def _arrive(r: Record, c: Record, q: int, now_s: float) -> None:
+def _arrive(r: Record, c: Record, q: Integer, now_s: float) -> None:
     """A request joins the queue; the step that begins at `now_s`, if any, sees it."""
     if r.mode == IDLE and r.end_s == np.inf:
         r.end_s = now_s
@@ -1413,7 +1445,7 @@ def _arrive(r: Record, c: Record, q: int, now_s: float) -> None:
 
 
 @entry_point
-def run_replica(replicas: Any, settings: Any, index: int, until: int) -> bool:
+def run_replica(replicas: Any, settings: Any, index: Integer, until: Integer) -> bool:
     """Play the arrivals of one replica before `until`, and to the end if there is none; False: make room."""
     r, c = replicas[index], settings[0]
     requests, arrivals = _requests(c), _integers(c.arrivals, c.num_arrivals)
@@ -1446,7 +1478,7 @@ def _next_change(r: Record, c: Record) -> float:
 
 
 @inlined
-def _rekey(tree: Any, index: int, key: float) -> None:
+def _rekey(tree: Any, index: Integer, key: float) -> None:
     """Set a leaf of the winner tree and the minima above it."""
     i = len(tree) // 2 + index
     tree[i] = key
@@ -1460,7 +1492,7 @@ def _rekey(tree: Any, index: int, key: float) -> None:
 
 
 @inlined
-def _winner(tree: Any) -> int:
+def _winner(tree: Any) -> Integer:
     """The replica with the least key."""
     leaves, i = len(tree) // 2, 1
     while i < leaves:
@@ -1484,7 +1516,7 @@ def _catch_up(r: Record, c: Record, now_s: float) -> bool:
 
 
 @inlined
-def _least_outstanding(outstanding: Any) -> int:
+def _least_outstanding(outstanding: Any) -> Integer:
     """`router.LeastOutstanding`: the first of those with the fewest."""
     least, chosen = outstanding[0], 0
     for i in range(1, len(outstanding)):
@@ -1495,8 +1527,8 @@ def _least_outstanding(outstanding: Any) -> int:
 
 @entry_point
 def run_fleet(
-    replicas: Any, settings: Any, tree: Any, outstanding: Any, chosen: Any, position: Any, until: int
-) -> int:
+    replicas: Any, settings: Any, tree: Any, outstanding: Any, chosen: Any, position: Any, until: Integer
+) -> Integer:
     """Play arrivals `position` to `until` in global order; returns a replica that needs room, or -1."""
     c = settings[0]
     requests, arrivals = _requests(c), _integers(c.arrivals, c.num_arrivals)

@@ -75,7 +75,8 @@ class AffineTiming:
     context_s: float
     pair_flops: float = 0.0
     context_bytes: float = 0.0
-    level: str = "affine"
+
+    level = "affine"
 
     def cost(self, work: StepWork) -> StepCost:
         """Time and work of a step."""
