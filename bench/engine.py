@@ -3,8 +3,8 @@
     python bench/engine.py [--requests N] [--repeat K] [case ...]
 
 Llama-3.1-8B on one H100 (datasheet level) with 256 seats and 8192 tokens a step; power and timeline (1 s) are
-added up on the way. "engine" is CPU time inside the kernel; "call" is the wall time of `simulate_compiled`, with
-packing and unpacking of tables. Each figure is the median of K runs.
+added up on the way. "engine" is CPU time inside the kernel; "call" is the wall time of `simulate_compiled`:
+also packing and unpacking of tables. Each figure is the median of K runs.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def simulate_compiled(
     requests, truncated = _pack_requests(workload, _resolved(engine.max_model_len))
     run = _Run(engine, timing, num_gpu_blocks, sampling, requests)
     if keys is None and engine.enable_prefix_caching:
-        keys = BlockKeys(workload, engine.block_size).flat()
+        keys = BlockKeys(workload, engine.block_size).flat
     if keys is not None:
         run.set_keys(*keys)
     run.progress = progress

@@ -1024,7 +1024,7 @@ def _plan_chunks(r: Record, c: Record, limit: Integer) -> tuple[Integer, Integer
     """Chunks of the running prefills; returns the budget that is left and the blocks that all wants.
 
     Decodes can be counted first although the scheduler goes through `running` in order: when somebody was
-    admitted, all before got what they wanted, and wants never grow. So only the last of `running` can get less.
+    admitted, all before got what they wanted, and wants never grow. Only the last of `running` can get less.
     """
     slots, prefilling = _slots(r, c), _integers(r.prefilling, c.max_num_seqs)
     left, blocks = c.max_num_batched_tokens - r.num_decoding, np.int64(r.wanting[r.phase])

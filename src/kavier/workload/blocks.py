@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-_SUB_BLOCK_BITS = 24
+from kavier.workload.chains import SUB_BLOCK_BITS, choose_sources, number_chains, write_keys
+
+Ints = NDArray[np.int64]
 
 
 def unknown_key(row: int, index: int) -> int:
     """Key of a block whose content the trace does not tell: equal to no other, and negative."""
-    return -((row << _SUB_BLOCK_BITS) | index) - 1
+    return -((row << SUB_BLOCK_BITS) | index) - 1
 
 
 class BlockKeys:
@@ -28,74 +32,54 @@ class BlockKeys:
 
     def __init__(self, requests: pl.DataFrame, block_size: int) -> None:
         self.block_size = block_size
-        self._prompt_tokens: list[int] = requests["prompt_tokens"].to_list()
-        self._output_tokens: list[int] = requests["output_tokens"].to_list()
-        hashed = "block_hashes" in requests.columns
-        self._block_tokens: list[int] = requests["block_tokens"].to_list() if hashed else []
-        self._chains = _intern_chains(requests["block_hashes"]) if hashed else []
-        self._heir = _first_children(requests) if hashed and "parent" in requests.columns else {}
+        self._requests = requests
 
     def keys(self, row: int) -> list[int]:
         """Keys of the leading full blocks of request `row` that the trace identifies: prompt, then answer."""
-        if not self._chains:
-            return []
-        prompt = self._prompt_tokens[row]
-        own = self._leading(row, prompt)
-        heir = self._last_heir(row)
-        if heir == row:
-            return own
-        total = prompt + self._output_tokens[row]
-        inherited = self._leading(heir, min(total, self._prompt_tokens[heir]))
-        # The trace block in which the prompt ends is hashed anew once it is full, in the heir: only the
-        # blocks that are whole in both can be compared.
-        whole = prompt - prompt % self._block_tokens[row]
-        same = whole // self.block_size
-        return inherited if inherited[:same] == own[:same] else own
+        keys, firsts = self.flat
+        found: list[int] = keys[firsts[row] : firsts[row + 1]].tolist()
+        return found
 
-    def _last_heir(self, row: int) -> int:
-        """The end of the conversation: its hashes cover most of what was said before as whole blocks."""
-        while (child := self._heir.get(row)) is not None:
-            row = child
-        return row
-
-    def flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    @cached_property
+    def flat(self) -> tuple[Ints, Ints]:
         """Keys of all rows, one row after the other, and where each row's begin (one more than rows)."""
-        rows = [self.keys(row) for row in range(len(self._prompt_tokens))]
-        starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=starts[1:])
-        return np.fromiter((key for row in rows for key in row), np.int64, count=int(starts[-1])), starts
-
-    def _leading(self, row: int, tokens: int) -> list[int]:
-        chain = self._chains[row]
-        if chain is None:
-            return []
-        size, trace_size = self.block_size, self._block_tokens[row]
-        index = np.arange(tokens // size, dtype=np.int64)
-        covering = ((index + 1) * size - 1) // trace_size
-        keys: list[int] = ((chain[covering] << _SUB_BLOCK_BITS) | index).tolist()
-        return keys
-
-
-def _intern_chains(hashes: pl.Series) -> list[np.ndarray | None]:
-    """Number every distinct chain of hashes: chain id of (parent chain, hash)."""
-    numbers: dict[tuple[int, int], int] = {}
-    chains: list[np.ndarray | None] = []
-    for blocks in hashes.to_list():
-        if blocks is None:
-            chains.append(None)
-            continue
-        chain, parent = [], -1
-        for block in blocks:
-            parent = numbers.setdefault((parent, block), len(numbers))
-            chain.append(parent)
-        chains.append(np.asarray(chain, dtype=np.int64))
-    return chains
+        table, rows = self._requests, len(self._requests)
+        if "block_hashes" not in table.columns:
+            return np.zeros(0, np.int64), np.zeros(rows + 1, np.int64)
+        hashes = table["block_hashes"]
+        starts = _starts(hashes.list.len().fill_null(0).to_numpy())
+        chains = number_chains(
+            np.array(hashes.explode(empty_as_null=False).drop_nulls().to_numpy(), np.uint64), starts
+        )
+        prompts, outputs = (np.array(table[name], np.int64) for name in ("prompt_tokens", "output_tokens"))
+        sizes = np.array(table["block_tokens"].fill_null(1), np.int64)
+        sources, counts = choose_sources(
+            prompts, outputs, _last_heirs(table), sizes, chains, starts, self.block_size
+        )
+        firsts = _starts(counts)
+        keys = np.empty(firsts[-1], np.int64)
+        write_keys(sources, firsts, sizes, chains, starts, self.block_size, keys)
+        return keys, firsts
 
 
-def _first_children(requests: pl.DataFrame) -> dict[int, int]:
-    """Row of the first request that continues each request."""
-    heirs: dict[int, int] = {}
-    for row, parent in enumerate(requests["parent"].to_list()):
-        if parent is not None:
-            heirs.setdefault(parent, row)
+def _starts(counts: Ints) -> Ints:
+    """Where each of the rows begins, and the end of the last."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+def _last_heirs(requests: pl.DataFrame) -> Ints:
+    """Row of the end of each conversation: its hashes cover most of what was said before as whole blocks.
+
+    Of several requests that continue one, the first is its heir.
+    """
+    heirs = np.arange(len(requests))
+    if "parent" not in requests.columns:
+        return heirs
+    parents = requests["parent"].fill_null(-1).to_numpy()
+    children = np.flatnonzero(parents >= 0)[::-1]
+    heirs[parents[children]] = children
+    for _ in range(len(heirs).bit_length()):  # doubles the generations passed each time
+        heirs = heirs[heirs]
     return heirs
