@@ -316,6 +316,7 @@ def test_a_progress_bar_shows_on_stderr_only_and_only_when_it_takes_long(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kavier.cli.progress.PATIENCE_S", 0.0)
+    monkeypatch.setattr("kavier.cli.progress.REFRESH_S", 0.0)
     ended = kavier(*RUN, "--json")
     assert ended.status == 0
     assert json.loads(ended.out)

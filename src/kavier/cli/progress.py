@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PATIENCE_S = 2.0
+REFRESH_S = 0.1
+
+
+def show_log() -> None:
+    """Say on stderr what takes long before anything can be counted: compiling, once on a machine."""
+    logging.basicConfig(stream=sys.stderr, format="kavier: %(message)s", level=logging.INFO)
 
 
 @contextmanager
@@ -21,13 +28,15 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     bar = Progress(*columns, console=console, transient=True, refresh_per_second=5)
     task = bar.add_task(what, start=True)
     began = time.monotonic()
-    shown = False
+    shown, last_s = False, began
 
     def update(done: int, total: int) -> None:
-        nonlocal shown
-        if done % 64 and done != total:
+        nonlocal shown, last_s
+        now_s = time.monotonic()
+        if now_s - last_s < REFRESH_S:
             return
-        if not shown and console.is_terminal and time.monotonic() - began > PATIENCE_S:
+        last_s = now_s
+        if not shown and console.is_terminal and now_s - began > PATIENCE_S:
             bar.start()
             shown = True
         bar.update(task, completed=done, total=total)

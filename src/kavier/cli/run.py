@@ -111,7 +111,7 @@ def run(
     Example: kavier run --trace azure.csv --model meta-llama/Llama-3.1-8B --gpu H100 --replicas 2
     """
     flags = {name: value for name, value in locals().items() if value is not None}
-    from kavier.cli.progress import progress_bar
+    from kavier.cli.progress import progress_bar, show_log
     from kavier.report.console import print_page
     from kavier.report.files import check_folder, summary_json, write_run
     from kavier.runner import simulate
@@ -121,6 +121,7 @@ def run(
     parsed = parse_scenario(tree, where=_where(scenario, flags))
     if out is not None:
         check_folder(out)
+    show_log()
     with progress_bar("simulating") as progress:
         result = simulate(parsed, progress)
     if out is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -28,6 +30,10 @@ GAPS_A_CALL = 1 << 16
 STEPS_A_CALL = 1 << 14
 FIRST_CELLS = 64
 END = 2**62
+MOST_TOKENS = 2**30
+"""The kernel's request records count tokens in 32 bits, prompt and answer together."""
+
+_LOG = logging.getLogger(__name__)
 
 
 def covers(
@@ -43,7 +49,9 @@ def covers(
         (workload["parent"].is_not_null() & workload["think_s"].is_not_null()).any()
     )
     budget, longest = _resolved(engine.max_num_batched_tokens), _resolved(engine.max_model_len)
+    longest_request = max(int(workload[name].to_numpy().max()) for name in ("prompt_tokens", "output_tokens"))
     reasons = {
+        "a request has more tokens than 32 bits count": longest_request > MOST_TOKENS,
         "requests wait for others to end (think_s)": thinking,
         "max_concurrency": max_concurrency is not None,
         "scheduling_policy is priority": engine.scheduling_policy != "fcfs",
@@ -84,6 +92,12 @@ class CompiledResult:
     peak_used_blocks: int
 
 
+def is_compiled() -> bool:
+    """Whether an earlier run left the compiled engine in Numba's cache on this machine."""
+    cache: str = cast(Any, k.run_replica).stats.cache_path
+    return any(Path(cache).glob("kernel.run_replica*.nbc"))
+
+
 def simulate_compiled(
     workload: pl.DataFrame,
     engine: Engine,
@@ -109,6 +123,8 @@ def simulate_compiled(
         keys: Block keys of all requests and where each one's begin; None = from the workload's hashes.
         progress: Called with the number of ended requests, now and then.
     """
+    if not is_compiled():
+        _LOG.info("compiling the engine, once on this machine: about 20 s")
     sampling = sampling or Sampling()
     requests, truncated = _pack_requests(workload, _resolved(engine.max_model_len))
     run = _Run(engine, timing, num_gpu_blocks, sampling, requests)
