@@ -335,6 +335,7 @@ PLAIN = Engine(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=16)
         ({}, {}, {}, None),
         ({}, {"parent": [None, 0]}, {}, None),
         ({}, {"parent": [None, 0], "think_s": [None, 1.0]}, {}, "wait for others"),
+        ({}, {"output_tokens": [1, 2**31]}, {}, "32 bits"),
         ({}, {}, {"max_concurrency": 3}, "max_concurrency"),
         ({"scheduling_policy": "priority"}, {}, {}, "priority"),
         ({"kv_cache": False}, {}, {}, "kv_cache is off"),
@@ -345,7 +346,9 @@ PLAIN = Engine(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=16)
     ],
 )
 def test_it_says_what_it_does_not_cover(changes, columns, options, reason):
-    table = pl.DataFrame({"arrival_s": [0.0, 1.0], **columns})
+    table = pl.DataFrame({"arrival_s": [0.0, 1.0], "prompt_tokens": 5, "output_tokens": 2}).with_columns(
+        pl.Series(name, values) for name, values in columns.items()
+    )
     arguments: dict[str, Any] = {"router": "round-robin", **options}
     timing = arguments.pop("timing", TIMING)
     found = covers(table, PLAIN.model_copy(update=changes), timing, **arguments)
