@@ -92,10 +92,10 @@ class CompiledResult:
     peak_used_blocks: int
 
 
-def is_compiled() -> bool:
-    """Whether an earlier run left the compiled engine in Numba's cache on this machine."""
+def is_compiled(entry: str) -> bool:
+    """Whether an earlier run left this entry point of the kernel in Numba's cache on this machine."""
     cache: str = cast(Any, k.run_replica).stats.cache_path
-    return any(Path(cache).glob("kernel.run_replica*.nbc"))
+    return any(Path(cache).glob(f"kernel.{entry}*.nbc"))
 
 
 def simulate_compiled(
@@ -123,7 +123,8 @@ def simulate_compiled(
         keys: Block keys of all requests and where each one's begin; None = from the workload's hashes.
         progress: Called with the number of ended requests, now and then.
     """
-    if not is_compiled():
+    routed = router == "least-outstanding" and replicas > 1
+    if not is_compiled("run_fleet" if routed else "run_replica"):
         _LOG.info("compiling the engine, once on this machine: about 20 s")
     sampling = sampling or Sampling()
     requests, truncated = _pack_requests(workload, _resolved(engine.max_model_len))
@@ -133,7 +134,7 @@ def simulate_compiled(
     if keys is not None:
         run.set_keys(*keys)
     run.progress = progress
-    play = run.play_fleet if router == "least-outstanding" and replicas > 1 else run.play_apart
+    play = run.play_fleet if routed else run.play_apart
     play(replicas)
     return CompiledResult(
         requests=_requests_table(requests, run.replica),
