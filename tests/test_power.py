@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kavier.ecosystem.gpu import GpuSpec
-from kavier.metrics.power import PowerModel, SaturatingPower
+from kavier.metrics.power import SaturatingPower
 
 
 def gpu(name, tdp_w, bandwidth_gb, bf16_tflops, floor_w, **more) -> GpuSpec:
@@ -75,7 +75,7 @@ def test_the_same_work_in_a_longer_step_draws_less_power_but_more_energy(flops, 
 
 
 def test_power_is_computed_for_all_steps_at_once():
-    model: PowerModel = SaturatingPower(H100)
+    model = SaturatingPower(H100)
     flops, traffic = np.array([0.0, 1e14, 9e14]), np.array([0.0, 2e12, 1e12])
     each = [float(model.power_w(f, b)) for f, b in zip(flops, traffic, strict=True)]
     np.testing.assert_allclose(model.power_w(flops, traffic), each, rtol=1e-14)

@@ -10,13 +10,6 @@ import typer
 
 from kavier.errors import InputError
 
-WORKLOAD, FLEET, ENGINE, LOAD, OUT = (
-    "Workload",
-    "Fleet",
-    "Engine (vLLM's flags)",
-    "Synthetic load (vllm bench serve's flags)",
-    "Output",
-)
 _OnOff = bool | None
 
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kavier.ecosystem.gpu import GpuSpec
-from kavier.simulation.kernel import POWER
+from kavier.simulation.kernel import POWER, step_energies
 from kavier.timing.constants import read_constants
 
 Array = npt.NDArray[np.float64]
 
 POWER_CONSTANTS = read_constants("kavier.metrics", "power.toml")
-
-
-class PowerModel(Protocol):
-    """Turns the rates of steps into power. Pure; knows nothing of time."""
-
-    name: str
-
-    def power_w(self, flops_per_s: npt.ArrayLike, bytes_per_s: npt.ArrayLike) -> Array:
-        """Power of ONE GPU in watts, one value a step; no work gives the power of a loaded, idle GPU."""
 
 
 class SaturatingPower:
@@ -51,13 +42,13 @@ class SaturatingPower:
         self._peak_flops_per_s = gpu.flops_per_s.get(dtype, gpu.flops_per_s["bf16"])
 
     def power_w(self, flops_per_s: npt.ArrayLike, bytes_per_s: npt.ArrayLike) -> Array:
-        """Power of ONE GPU in watts, between its floor and its TDP."""
-        mfu = np.asarray(flops_per_s, dtype=np.float64) / self._peak_flops_per_s
-        mbu = np.asarray(bytes_per_s, dtype=np.float64) / self._gpu.bandwidth_bytes_per_s
-        power: Array = self._gpu.loaded_idle_w - self._span_w * np.expm1(
-            -(self.alpha * mbu + self.beta * mfu)
+        """Power of ONE GPU in watts, between its floor and its TDP: what it draws in a second at these rates."""
+        flops, moved = np.broadcast_arrays(
+            np.asarray(flops_per_s, np.float64), np.asarray(bytes_per_s, np.float64)
         )
-        return power
+        power = np.zeros(flops.size)
+        step_energies(self.record(1), flops.flatten(), moved.flatten(), np.ones(flops.size), power)
+        return power.reshape(flops.shape)
 
     def record(self, gpus: int) -> npt.NDArray[Any]:
         """The coefficients as the compiled engine reads them, for a replica of this many GPUs."""

@@ -182,7 +182,7 @@ class _Run:
     def __init__(
         self, engine: Engine, timing: Compilable, num_gpu_blocks: int, sampling: Sampling, requests: Array
     ) -> None:
-        self._sampling, self._requests = sampling, requests
+        self._requests = requests
         self.settings = _pack_engine(engine, num_gpu_blocks, sampling)
         self._kept = [requests, *_pack_timing(self.settings, timing)]
         self._c = self.settings[0]
