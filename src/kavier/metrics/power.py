@@ -42,7 +42,7 @@ class SaturatingPower:
         self._peak_flops_per_s = gpu.flops_per_s.get(dtype, gpu.flops_per_s["bf16"])
 
     def power_w(self, flops_per_s: npt.ArrayLike, bytes_per_s: npt.ArrayLike) -> Array:
-        """Power of ONE GPU in watts, between its floor and its TDP: what it draws in a second at these rates."""
+        """Power of ONE GPU in watts, between its floor and its TDP: what a second at these rates takes."""
         flops, moved = np.broadcast_arrays(
             np.asarray(flops_per_s, np.float64), np.asarray(bytes_per_s, np.float64)
         )
