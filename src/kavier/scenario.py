@@ -200,16 +200,20 @@ class WorkloadSection(Section):
 
 
 class Engine(Section):
-    """Engine settings, under vLLM's names and with vLLM's defaults (0.33, API server)."""
+    """Engine settings, under vLLM's names and with vLLM's defaults (of `vllm_version`, API server)."""
 
-    vllm_version: Annotated[Literal["0.33"], BeforeValidator(str)] = "0.33"
+    vllm_version: Annotated[
+        Literal["0.11", "0.14", "0.20", "0.25", "0.33"], BeforeValidator(str)
+    ] = "0.33"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: Annotated[
         Count | Literal["auto"] | None, Field(description="None = the model's; auto = what fits in KV memory")
     ] = None
     tensor_parallel_size: Count = 1
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
+    gpu_memory_utilization: Annotated[
+        float | None, Field(gt=0, le=1, description="None = the version's default, 0.92 in 0.33")
+    ] = None
     num_gpu_blocks_override: Annotated[Count | None, Field(ge=2)] = None
     block_size: Count = 16
     enable_prefix_caching: bool = True
@@ -222,7 +226,12 @@ class Engine(Section):
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: CountOrZero = 0
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
-    scheduler_reserve_full_isl: bool = True
+    scheduler_reserve_full_isl: Annotated[
+        bool | None, Field(description="None = the version's default, on since 0.20")
+    ] = None
+    async_scheduling: Annotated[
+        bool | None, Field(description="None = the version's default, on since 0.14")
+    ] = None
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     kv_cache: Annotated[
         bool, Field(description="off: no KV caching at all, every step recomputes the whole context")

@@ -35,7 +35,9 @@ class RecomputeScheduler(BatchScheduler):
 
     def _recompute(self, request: Request, step: Step) -> int:
         tokens = request.num_computed_tokens = request.num_tokens
-        step.scheduled.append(Scheduled(request, tokens, 0))
+        step.scheduled.append(Scheduled(request, tokens, 0, samples=True))
+        request.num_in_flight_tokens += tokens
+        request.num_output_placeholders += 1
         step.work.prefills += 1
         step.work.prefill_tokens += tokens
         step.work.prefill_pairs += tokens * (tokens + 1) // 2

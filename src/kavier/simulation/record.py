@@ -15,6 +15,7 @@ from kavier.timing.step import StepCost
 
 STEP_SCHEMA: dict[str, pl.DataType] = {
     "replica": pl.Int32(),
+    "scheduled_s": pl.Float64(),
     "start_s": pl.Float64(),
     "duration_s": pl.Float64(),
     "prefills": pl.Int64(),
@@ -34,16 +35,25 @@ STEP_SCHEMA: dict[str, pl.DataType] = {
     "flops": pl.Float64(),
     "bytes": pl.Float64(),
 }
-"""Columns of the steps table. running, waiting, used_blocks: after scheduling. flops, bytes: per GPU."""
+"""Columns of the steps table. running, waiting, used_blocks: after scheduling. flops, bytes: per GPU.
+
+A step is decided at scheduled_s and runs from start_s on, which is later only with asynchronous scheduling.
+"""
 
 
 class Recorder(Protocol):
     """Is told of every step as it begins and ends."""
 
     def begin(
-        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+        self,
+        replica: int,
+        scheduled_s: float,
+        start_s: float,
+        cost: StepCost,
+        step: Step,
+        scheduler: StepScheduler,
     ) -> None:
-        """A step was scheduled and starts."""
+        """A step was scheduled and will start."""
         ...
 
     def tokens(self, step: Step, end_s: float) -> None:
@@ -60,12 +70,19 @@ class TableRecorder:
         self._evictions: dict[int, int] = {}
 
     def begin(  # noqa: D102 - Recorder says it
-        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+        self,
+        replica: int,
+        scheduled_s: float,
+        start_s: float,
+        cost: StepCost,
+        step: Step,
+        scheduler: StepScheduler,
     ) -> None:
         work, evictions = step.work, scheduler.num_evictions
         self._steps.extend(
             (
                 replica,
+                scheduled_s,
                 start_s,
                 cost.time_s,
                 work.prefills,
@@ -91,9 +108,9 @@ class TableRecorder:
     def tokens(self, step: Step, end_s: float) -> None:
         """Collect inter-token gaps; most of a batch shares one, so they are kept as (gap, count)."""
         previous: dict[float, int] = {}
-        for request, _, _ in step.scheduled:
+        for request, _, _, samples in step.scheduled:
             last_s = request.last_token_s
-            if last_s is not None and request.num_computed_tokens == request.num_tokens:
+            if last_s is not None and samples:
                 previous[last_s] = previous.get(last_s, 0) + 1
         for last_s, count in previous.items():
             self._gaps.extend((end_s - last_s, count))

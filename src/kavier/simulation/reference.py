@@ -10,16 +10,18 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import polars as pl
 
+from kavier.ecosystem.vllm_versions import is_async, reserves_full_isl, rules_of
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
 from kavier.simulation.kv_cache_manager import KVCacheManager
 from kavier.simulation.recompute import RecomputeScheduler
-from kavier.simulation.record import TableRecorder, requests_table
-from kavier.simulation.replica import Replica
+from kavier.simulation.record import Recorder, TableRecorder, requests_table
+from kavier.simulation.replica import AsyncReplica, Replica
 from kavier.simulation.request import Request, Status
 from kavier.simulation.router import ROUTERS, Router
 from kavier.simulation.scheduler import Scheduler, SchedulerConfig, StepScheduler
@@ -71,9 +73,7 @@ def simulate_reference(
     """
     recorder = TableRecorder()
     requests, truncated = make_requests(workload, _resolved(engine.max_model_len))
-    fleet = [
-        Replica(index, make_scheduler(engine, num_gpu_blocks), timing, recorder) for index in range(replicas)
-    ]
+    fleet = [make_replica(index, engine, num_gpu_blocks, timing, recorder) for index in range(replicas)]
     keys = BlockKeys(workload, engine.block_size) if engine.enable_prefix_caching else None
     clients = Clients(requests, workload, max_concurrency)
     simulation = Simulation(
@@ -89,6 +89,25 @@ def simulate_reference(
     )
 
 
+def make_replica(
+    index: int,
+    engine: Engine,
+    num_gpu_blocks: int,
+    timing: StepTimeModel,
+    recorder: Recorder,
+    *,
+    as_recorded: bool = False,
+) -> Replica:
+    """A fresh engine; as_recorded: see `AsyncReplica`."""
+    scheduler = make_scheduler(engine, num_gpu_blocks)
+    if not is_async(engine):
+        return Replica(index, scheduler, timing, recorder)
+    awake = rules_of(engine).finished_keep_awake
+    return AsyncReplica(
+        index, scheduler, timing, recorder, finished_keep_awake=awake, as_recorded=as_recorded
+    )
+
+
 def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
     """A fresh scheduler with the engine's settings."""
     config = SchedulerConfig(
@@ -98,7 +117,9 @@ def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
         policy=engine.scheduling_policy,
         enable_chunked_prefill=engine.enable_chunked_prefill,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
-        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+        scheduler_reserve_full_isl=reserves_full_isl(engine),
+        async_scheduling=is_async(engine),
+        rules=rules_of(engine),
     )
     if not engine.kv_cache:
         return RecomputeScheduler(config)
@@ -108,6 +129,7 @@ def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
         enable_caching=engine.enable_prefix_caching,
         watermark=engine.watermark,
         max_model_len=config.max_model_len,
+        unhashed_first=config.rules.unhashed_first,
     )
     return Scheduler(config, kv)
 
@@ -151,13 +173,13 @@ class Simulation:
         self._max_model_len = max_model_len
         self._progress = progress
         self._ended = 0
-        self._busy: list[tuple[float, int]] = []  # (end of step, replica)
+        self._agenda: list[tuple[float, int]] = []  # (when, replica); stale where its next_s differs
 
     def run(self) -> None:
         """Play until nothing is left to happen."""
-        clients, busy = self._clients, self._busy
-        while busy or clients.next_s < float("inf"):
-            now_s = min(clients.next_s, busy[0][0] if busy else float("inf"))
+        clients, agenda = self._clients, self._agenda
+        while agenda or clients.next_s < inf:
+            now_s = min(clients.next_s, agenda[0][0] if agenda else inf)
             touched = self._finish_steps(now_s)
             while (request := clients.send(now_s)) is not None:
                 touched |= self._arrive(request, now_s)
@@ -166,11 +188,13 @@ class Simulation:
 
     def _finish_steps(self, now_s: float) -> set[int]:
         touched = set()
-        while self._busy and self._busy[0][0] == now_s:
-            _, index = heapq.heappop(self._busy)
-            touched.add(index)
-            for request in self._fleet[index].finish(now_s):
-                self._end(request, now_s)
+        while self._agenda and self._agenda[0][0] == now_s:
+            _, index = heapq.heappop(self._agenda)
+            replica = self._fleet[index]
+            if replica.next_s == now_s and index not in touched:
+                touched.add(index)
+                for request in replica.finish(now_s):
+                    self._end(request, now_s)
         return touched
 
     def _arrive(self, request: Request, now_s: float) -> set[int]:
@@ -186,12 +210,10 @@ class Simulation:
         return {request.replica}
 
     def _begin_step(self, replica: Replica, now_s: float) -> None:
-        if replica.is_idle and replica.num_outstanding:
-            end_s, rejected = replica.begin(now_s)
-            if end_s is not None:
-                heapq.heappush(self._busy, (end_s, replica.index))
-            for request in rejected:
-                self._end(request, now_s)
+        for request in replica.begin(now_s):
+            self._end(request, now_s)
+        if replica.next_s < inf:
+            heapq.heappush(self._agenda, (replica.next_s, replica.index))
 
     def _end(self, request: Request, now_s: float) -> None:
         request.block_keys = []
