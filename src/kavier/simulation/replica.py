@@ -109,6 +109,7 @@ class AsyncReplica(Replica):
         self._gpu_free_s = 0.0
         self._asleep_until_s = -inf
         self._unreported = False  # requests have finished since the last schedule
+        self._num_seen = 0  # outstanding after the last schedule; arrivals since then lie in the input queue
 
     def finish(self, now_s: float) -> list[Request]:  # noqa: D102 - Replica says it
         if not self._is_executing:
@@ -116,8 +117,8 @@ class AsyncReplica(Replica):
         finished = self._complete(self._queue.popleft().step, now_s)
         self._unreported |= bool(finished)
         if not self._queue[0].step.scheduled and not self._as_recorded:
-            awake = self.num_outstanding or (self._unreported and self._finished_keep_awake)
-            self._asleep_until_s = now_s + SLEEP_S if awake else now_s
+            has_requests = self._num_seen > len(finished) or (self._unreported and self._finished_keep_awake)
+            self._asleep_until_s = now_s + SLEEP_S if has_requests else now_s
         return finished
 
     def begin(self, now_s: float) -> list[Request]:  # noqa: D102
@@ -149,7 +150,7 @@ class AsyncReplica(Replica):
             self._recorder.begin(self.index, now_s, start_s, cost, step, self.scheduler)
             self._gpu_free_s = start_s + cost.time_s
             self._queue.append(InFlight(step, self._gpu_free_s))
-        self._unreported = False
+        self._unreported, self._num_seen = False, self.num_outstanding
         return step.rejected
 
     def _fall_idle(self, now_s: float) -> None:
