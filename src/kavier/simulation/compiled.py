@@ -1,39 +1,53 @@
-"""The compiled engine as one call: packs tables into arrays, runs `kernel.py`, unpacks what it leaves."""
+"""The compiled engine as one call: packs tables into records, plays them, unpacks what they hold then."""
 
 from __future__ import annotations
 
-import logging
+import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from kavier.ecosystem.vllm_versions import rules_of
+from kavier.errors import InputError
 from kavier.scenario import Engine
-from kavier.simulation import kernel as k
-from kavier.simulation.record import STEP_SCHEMA, count_gaps
-from kavier.simulation.request import Status
-from kavier.simulation.sampling import Sampling, count_intervals
-from kavier.timing.compiled import AffineTiming, Compilable
+from kavier.simulation.arena import Arena, Output
+from kavier.simulation.kernel import operations
+from kavier.simulation.kernel import records as k
+from kavier.simulation.kernel.engine import LIBRARY, address
+from kavier.simulation.packing import Packed, requests_table
+from kavier.simulation.record import STEP_SCHEMA, gaps_table
+from kavier.simulation.router import PLANS, ROUTERS, Plan, draw_pairs, router_rng
+from kavier.simulation.sampling import Sampling
+from kavier.timing.compiled import Compilable
 from kavier.timing.step import StepTimeModel
 from kavier.workload.blocks import BlockKeys
 
 Array = NDArray[Any]
+Progress = Callable[[int], None]
 
-ROUTERS = ("round-robin", "least-outstanding")
 ARRIVALS_A_CALL = 100_000
 """Between calls of the kernel, progress is told and an interrupt is heard."""
-GAPS_A_CALL = 1 << 16
-STEPS_A_CALL = 1 << 14
-FIRST_CELLS = 64
-END = 2**62
-MOST_TOKENS = 2**30
-"""The kernel's request records count tokens in 32 bits, prompt and answer together."""
 
-_LOG = logging.getLogger(__name__)
+END = 2**62
+
+KERNEL_ROUTERS = {
+    "least-outstanding": k.LEAST_OUTSTANDING,
+    "power-of-two-choices": k.POWER_OF_TWO,
+    "least-kv-used": k.LEAST_KV_USED,
+    "longest-prefix-match": k.LONGEST_PREFIX,
+    "cache-aware": k.CACHE_AWARE,
+    "llm-d": k.LLM_D,
+}
+SEE_CONTENTS = ("longest-prefix-match", "cache-aware", "llm-d")
+"""Routers that ask which replica holds what."""
+
+assert set(KERNEL_ROUTERS) == set(ROUTERS)
 
 
 def covers(
@@ -41,28 +55,32 @@ def covers(
     engine: Engine,
     timing: StepTimeModel,
     *,
-    router: str,
+    num_gpu_blocks: int,
     max_concurrency: int | None = None,
 ) -> str | None:
     """Why the compiled engine cannot play this, or None if it can."""
     thinking = {"parent", "think_s"} <= set(workload.columns) and bool(
         (workload["parent"].is_not_null() & workload["think_s"].is_not_null()).any()
     )
-    budget, longest = _resolved(engine.max_num_batched_tokens), _resolved(engine.max_model_len)
-    longest_request = max(int(workload[name].to_numpy().max()) for name in ("prompt_tokens", "output_tokens"))
+    budget, longest = _number(engine.max_num_batched_tokens), _number(engine.max_model_len)
+    totals = {name: workload[name].to_numpy() for name in ("prompt_tokens", "output_tokens")}
+    blocks = sum(int(tokens.sum()) for tokens in totals.values()) // engine.block_size + 2 * len(workload)
+    rules = rules_of(engine)
     reasons = {
-        "a request has more tokens than 32 bits count": longest_request > MOST_TOKENS,
+        "a request has more tokens than 32 bits count": max(int(t.max()) for t in totals.values())
+        > k.MAX_TOKENS,
         "requests wait for others to end (think_s)": thinking,
         "max_concurrency": max_concurrency is not None,
-        "scheduling_policy is priority": engine.scheduling_policy != "fcfs",
+        f"scheduling_policy priority by the rules of vLLM {engine.vllm_version}": (
+            engine.scheduling_policy != "fcfs" and not rules.self_preemption_goes_on
+        ),
         "kv_cache is off": not engine.kv_cache,
         "without chunked prefill a prompt can be longer than max_num_batched_tokens": (
             not engine.enable_chunked_prefill and budget < longest
         ),
-        f"block_size is above {k.MAX_BLOCK_SIZE}": engine.block_size > k.MAX_BLOCK_SIZE,
-        f"max_num_seqs is above {1 << k.SLOT_BITS}": _resolved(engine.max_num_seqs) > 1 << k.SLOT_BITS,
+        "more blocks are cached than 31 bits number": engine.enable_prefix_caching and blocks > k.MAX_KEYS,
+        "more KV blocks than 29 bits number": num_gpu_blocks > k.MAX_BLOCKS,
         "the step-time model is Python only": not isinstance(timing, Compilable),
-        f"router {router} is Python only": router not in ROUTERS,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -74,10 +92,10 @@ class CompiledResult:
     Attributes:
         requests: One row a request, see `record.requests_table`.
         steps: One row a step, see `record.STEP_SCHEMA`, and energy_j; None unless asked for.
-        token_gaps: Inter-token gaps and how often each occurred.
+        token_gaps: Inter-token gaps, see `record.gaps_table`.
         truncated: Requests whose answer was cut at max_model_len.
         kv_blocks: Usable KV blocks a replica.
-        cells: `kernel.CELL` sums, [replica, interval].
+        cells: Of each replica, pieces of its timeline: `kernel.records.CELL`.
         end_s: End of the last step; None if there was none.
         peak_used_blocks: Most KV blocks that one replica used.
     """
@@ -87,15 +105,9 @@ class CompiledResult:
     token_gaps: pl.DataFrame
     truncated: int
     kv_blocks: int
-    cells: Array
+    cells: list[list[Array]]
     end_s: float | None
     peak_used_blocks: int
-
-
-def is_compiled(entry: str) -> bool:
-    """Whether an earlier run left this entry point of the kernel in Numba's cache on this machine."""
-    cache: str = cast(Any, k.run_replica).stats.cache_path
-    return any(Path(cache).glob(f"kernel.{entry}*.nbc"))
 
 
 def simulate_compiled(
@@ -106,9 +118,12 @@ def simulate_compiled(
     num_gpu_blocks: int,
     replicas: int = 1,
     router: str = "round-robin",
+    seed: int = 0,
     sampling: Sampling | None = None,
     keys: tuple[Array, Array] | None = None,
-    progress: Callable[[int], None] | None = None,
+    as_recorded: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> CompiledResult:
     """Play a workload through `replicas` engines: what `simulate_reference` gives, to the last bit.
 
@@ -118,317 +133,266 @@ def simulate_compiled(
         timing: Prices each step.
         num_gpu_blocks: KV blocks a replica, null block included.
         replicas: Identical engines.
-        router: Name in `ROUTERS`.
+        router: Name in `router.PLANS` or `router.ROUTERS`.
+        seed: Of the router's random choices.
         sampling: What to add up on the way.
-        keys: Block keys of all requests and where each one's begin; None = from the workload's hashes.
+        keys: Block keys of all requests and where each one's begin; None = from the workload's hashes. Numbers
+            from 0 on, at best those of new blocks in succession.
+        as_recorded: See `replica.AsyncReplica`.
+        workers: Threads for replicas that do not depend on each other; None = one a processor. Results do not
+            depend on it.
         progress: Called with the number of ended requests, now and then.
     """
-    routed = router == "least-outstanding" and replicas > 1
-    if not is_compiled("run_fleet" if routed else "run_replica"):
-        _LOG.info("compiling the engine, once on this machine: about 20 s")
     sampling = sampling or Sampling()
-    requests, truncated = _pack_requests(workload, _resolved(engine.max_model_len))
-    run = _Run(engine, timing, num_gpu_blocks, sampling, requests)
-    if keys is None and engine.enable_prefix_caching:
-        keys = BlockKeys(workload, engine.block_size).flat
-    if keys is not None:
-        run.set_keys(*keys)
-    run.progress = progress
-    play = run.play_fleet if routed else run.play_apart
-    play(replicas)
+    packed = Packed(engine, num_gpu_blocks)
+    packed.set_timing(timing)
+    packed.set_power(sampling.power)
+    packed.c["as_recorded"], packed.c["logging"] = as_recorded, sampling.steps
+    requests, truncated = packed.set_requests(workload, _number(engine.max_model_len))
+    if packed.c["by_priority"]:
+        packed.set_ranks(requests, _priorities(workload))
+    if engine.enable_prefix_caching:
+        flat = keys if keys is not None else BlockKeys(workload, engine.block_size).flat
+        packed.set_keys(*flat, contents=int(flat[0].max()) + 1 if len(flat[0]) else 0)
+    run = _Run(packed, requests, sampling, replicas, progress)
+    if router in PLANS:
+        run.play_apart(PLANS[router](workload, replicas, router_rng(seed)), workers or os.cpu_count() or 1)
+    else:
+        run.play_fleet(router, draw_pairs(len(workload), replicas, router_rng(seed)))
     return CompiledResult(
-        requests=_requests_table(requests, run.replica),
+        requests=requests_table(packed, workload, run.replica),
         steps=run.steps_table() if sampling.steps else None,
-        token_gaps=count_gaps(*run.gaps.columns("gap_s", "count")),
+        token_gaps=run.gaps.table(),
         truncated=truncated,
         kv_blocks=num_gpu_blocks - 1,
-        cells=_stack(run.cells),
+        cells=run.cells,
         end_s=run.end_s,
         peak_used_blocks=run.peak_used_blocks,
     )
 
 
-class _Pieces:
-    """Arrays drained from a full buffer, one after the other."""
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._dtype = dtype
-        self._pieces: list[Array] = []
-
-    def add(self, piece: Array) -> None:
-        self._pieces.append(piece.copy())
-
-    def columns(self, *names: str) -> list[Array]:
-        joined = np.concatenate([np.zeros(0, self._dtype), *self._pieces])
-        return [joined[name] for name in names]
+def _priorities(workload: pl.DataFrame) -> Array:
+    if "priority" not in workload.columns:
+        return np.zeros(len(workload), np.int64)
+    return workload["priority"].fill_null(0).to_numpy()
 
 
-@dataclass(slots=True)
-class _Memory:
-    """The arrays of one replica, kept alive while its record points at them."""
+class _Gaps:
+    """Gaps between tokens, counted by replicas that take turns."""
 
-    arrays: dict[str, Array] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.bins = np.zeros(k.GAP_BINS, k.GAP)
+        self.least, self.most = k.GAP_BINS, 0
 
-    def give(self, record: Any, name: str, size: int, dtype: Any) -> Array:
-        array = np.zeros(size, dtype)
-        self.arrays[name] = array
-        record[name] = array.ctypes.data
-        return array
+    def watch(self, records: Array) -> None:
+        """Let these replicas count here."""
+        records["gaps"] = address(self.bins)
+
+    def note(self, records: Array) -> None:
+        """Between which bins they have counted."""
+        self.least = min(self.least, int(records["least_gap"].min()))
+        self.most = max(self.most, int(records["most_gap"].max()))
+
+    def add(self, other: _Gaps) -> None:
+        """Take over what another has counted."""
+        found = slice(other.least, other.most + 1)
+        mine, theirs = self.bins[found], other.bins[found]
+        fresh = mine["count"] == 0
+        least = np.where(theirs["count"] == 0, mine["least_s"], theirs["least_s"])
+        mine["least_s"] = np.where(fresh, least, np.minimum(mine["least_s"], least))
+        mine["count"] += theirs["count"]
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+
+    def table(self) -> pl.DataFrame:
+        """Distinct gaps, ascending."""
+        found = self.bins[self.least : self.most + 1]
+        found = found[found["count"] > 0]
+        return gaps_table(found["least_s"], found["count"])
 
 
 class _Run:
-    """Arrays of a simulation, and the calls of the kernel over them."""
+    """The calls of the kernel, and what they leave."""
 
     def __init__(
-        self, engine: Engine, timing: Compilable, num_gpu_blocks: int, sampling: Sampling, requests: Array
+        self, packed: Packed, requests: Array, sampling: Sampling, replicas: int, progress: Progress | None
     ) -> None:
-        self._requests = requests
-        self.settings = _pack_engine(engine, num_gpu_blocks, sampling)
-        self._kept = [requests, *_pack_timing(self.settings, timing)]
-        self._c = self.settings[0]
-        self._c["requests"], self._c["num_requests"] = requests.ctypes.data, len(requests)
+        self._packed, self._sampling, self._replicas = packed, sampling, replicas
+        self._settings = address(packed.settings)
+        self._served = np.flatnonzero(requests["status"] == k.UNFINISHED)
         self.replica = np.full(len(requests), -1, np.int32)
-        self.gaps, self.log = _Pieces(k.GAP), _Pieces(k.STEP)
-        self.log_replica: list[tuple[int, int]] = []
-        self.cells: list[Array] = []
+        self.gaps = _Gaps()
+        self.cells: list[list[Array]] = [[] for _ in range(replicas)]
+        self.steps: list[list[Array]] = [[] for _ in range(replicas)]
         self.peak_used_blocks = 0
         self.end_s: float | None = None
-        self.progress: Callable[[int], None] | None = None
-        self._told = 0
-        self._ended = int((requests["status"] != k.UNFINISHED).sum())
+        self._progress = progress
+        self._ended, self._told = len(requests) - len(self._served), 0
+        self._lock = threading.Lock()
+        self._stopped = False
 
-    def set_keys(self, keys: Array, starts: Array) -> None:
-        """Give requests their block keys: keys[starts[i]:starts[i + 1]] are those of request i."""
-        held = np.zeros(len(keys), np.int32)
-        self._kept += [keys, held]
-        self._requests["first_key"], self._requests["num_keys"] = starts[:-1], np.diff(starts)
-        self._c["keys"], self._c["held"], self._c["num_keys"] = keys.ctypes.data, held.ctypes.data, len(keys)
+    # --- Routers that look at nothing: one replica after the other, on all processors
 
-    def play_apart(self, replicas: int) -> None:
-        """Routers that look at nothing: one replica after the other."""
-        served = np.flatnonzero(self._requests["status"] == k.UNFINISHED)
-        target = (np.arange(len(served)) % replicas).astype(np.int32)
-        self.replica[served] = target
-        arrivals = served[np.argsort(target, kind="stable")]
-        ends = np.cumsum(np.bincount(target, minlength=replicas))
-        self._set_arrivals(arrivals)
-        for index in range(replicas):
-            records, memory = self._replica(ends[index - 1] if index else 0, ends[index])
-            self._play(records, memory, index)
-            self._drain(records[0], memory, index)
-            self._close(records[0], memory)
+    def play_apart(self, plan: Plan, workers: int) -> None:
+        served = self._served
+        targets = plan.targets[: len(served)] if plan.in_turn else plan.targets[served]
+        self.replica[served] = targets
+        self._packed.set_arrivals(served[np.argsort(targets, kind="stable")])
+        ends = np.cumsum(np.bincount(targets, minlength=self._replicas))
+        spans = [(int(ends[i - 1]) if i else 0, int(ends[i])) for i in range(self._replicas)]
+        workers = min(workers, self._replicas)
+        LIBRARY.load()
+        shares = [range(first, self._replicas, workers) for first in range(workers)]
+        if workers == 1:
+            self._play_share(shares[0], spans, self.gaps)
+            return
+        counted = [_Gaps() for _ in shares]
+        with ThreadPoolExecutor(workers) as pool:
+            tasks = [
+                pool.submit(self._play_share, share, spans, gaps)
+                for share, gaps in zip(shares, counted, strict=True)
+            ]
+            try:
+                for task in tasks:
+                    task.result()
+            finally:
+                self._stopped = True
+        for gaps in counted:
+            self.gaps.add(gaps)
 
-    def play_fleet(self, replicas: int) -> None:
-        """Routers that look at replicas: all in the order of time."""
-        served = np.flatnonzero(self._requests["status"] == k.UNFINISHED)
-        self._set_arrivals(served)
-        records = np.zeros(replicas, k.REPLICA)
-        memories = [self._prepare(records[i], small=True) for i in range(replicas)]
-        leaves = 1 << (replicas - 1).bit_length()
-        tree, outstanding = np.full(2 * leaves, np.inf), np.zeros(replicas, np.int32)
-        position = np.zeros(1, np.int64)
-        done = False
-        while not done:
-            until = min(position[0] + ARRIVALS_A_CALL, len(served))
-            full = k.run_fleet(records, self.settings, tree, outstanding, self.replica, position, until)
-            if full >= 0:
-                self._make_room(records[full], memories[full], full)
-            else:
-                done = until == len(served)
-            self._tell(int(records["num_ended"].sum()))
-        for index in range(replicas):
-            while not k.run_replica(records, self.settings, index, END):
-                self._make_room(records[index], memories[index], index)
-            self._drain(records[index], memories[index], index)
-            self._close(records[index], memories[index])
+    def _play_share(self, share: range, spans: list[tuple[int, int]], gaps: _Gaps) -> None:
+        arena = Arena(self._packed.c, 1)
+        for turn, index in enumerate(share):
+            if turn:
+                arena.reset()
+            record = arena.records[0]
+            gaps.watch(arena.records)
+            record["next_arrival"], record["end_arrival"] = spans[index]
+            output = self._output(record, index)
+            until = spans[index][0]
+            while True:
+                until = min(until + ARRIVALS_A_CALL, spans[index][1])
+                while not self._call(operations.PLAY_REPLICA, address(arena.records), until):
+                    output.make_room()
+                self._tell(int(record["num_ended"]))
+                if until == spans[index][1]:
+                    break
+            self._close(record, index, output)
+            gaps.note(arena.records)
 
-    def steps_table(self) -> pl.DataFrame:
-        """All steps, in order of (start, replica)."""
-        names = k.STEP.names or ()
-        columns: dict[str, Array] = dict(zip(names, self.log.columns(*names), strict=True))
-        replica = np.concatenate(
-            [np.full(n, i, np.int32) for i, n in self.log_replica] or [np.zeros(0, np.int32)]
-        )
-        frame = pl.DataFrame({"replica": replica, **columns}).select(*STEP_SCHEMA, "energy_j")
-        return frame.sort("start_s", "replica", maintain_order=True)
+    def _call(self, operation: int, record: int, until: int) -> int:
+        if self._stopped:
+            raise KeyboardInterrupt
+        return LIBRARY.call(operation, record, self._settings, until)
 
-    def _set_arrivals(self, arrivals: Array) -> None:
-        self._kept.append(arrivals)
-        self._c["arrivals"], self._c["num_arrivals"] = arrivals.ctypes.data, len(arrivals)
+    # --- Routers that look at replicas: all in the order of time
 
-    def _replica(self, first: int, end: int) -> tuple[Array, _Memory]:
-        records = np.zeros(1, k.REPLICA)
-        memory = self._prepare(records[0], small=False)
-        records["next_arrival"], records["end_arrival"] = first, end
-        return records, memory
+    def play_fleet(self, router: str, draws: Array) -> None:
+        """Arrivals in their order; then every replica to its end."""
+        self._packed.set_arrivals(self._served)
+        arena = Arena(self._packed.c, self._replicas)
+        self.gaps.watch(arena.records)
+        outputs = [self._output(arena.records[i], i) for i in range(self._replicas)]
+        self._play_arrivals(_Fleet(self._packed, arena, self.replica, router, draws), outputs)
+        self._packed.c["holders"] = 0
+        size = arena.records.itemsize
+        for index, output in enumerate(outputs):
+            place = address(arena.records) + index * size
+            while not self._call(operations.PLAY_REPLICA, place, END):
+                output.make_room()
+            self._close(arena.records[index], index, output)
+        self.gaps.note(arena.records)
 
-    def _prepare(self, record: Any, *, small: bool) -> _Memory:
-        """An idle replica with empty memory."""
-        memory, c = _Memory(), self._c
-        seats, usable = int(c["max_num_seqs"]), int(c["num_usable"])
-        record["end_s"], record["num_free"], record["num_plain"] = np.inf, usable, usable
-        for name in ("first_waiting", "last_waiting", "first_running", "last_running"):
-            record[name] = -1
-        slots = memory.give(record, "slots", seats, k.SLOT)
-        slots["next"] = np.arange(1, seats + 1)
-        for name in ("finishing", "prefilling", "sampling", "scratch"):
-            memory.give(record, name, seats, np.int64)
-        bits = max(3, (2 * usable).bit_length())
-        if c["caching"]:
-            memory.give(record, "nodes", usable, k.NODE)
-            memory.give(record, "map", 1 << bits, k.ENTRY)
-            memory.give(record, "queue", 1 << bits, np.int64)
-        record["num_nodes"], record["map_bits"], record["queue_mask"] = usable, bits, (1 << bits) - 1
-        record["gap_room"] = 2 * seats + 2 if small else GAPS_A_CALL + 2 * seats
-        memory.give(record, "gaps", int(record["gap_room"]), k.GAP)
-        # Without a log its room only has to be above its length.
-        record["log_room"] = (64 if small else STEPS_A_CALL) if c["logging"] else 1
-        memory.give(record, "log", int(record["log_room"]), k.STEP)
-        record["num_cells"] = FIRST_CELLS
-        memory.give(record, "cells", FIRST_CELLS, k.CELL)
-        return memory
+    def _play_arrivals(self, fleet: _Fleet, outputs: list[Output]) -> None:
+        until = 0
+        while until < len(self._served):
+            until = min(until + ARRIVALS_A_CALL, len(self._served))
+            while (answer := LIBRARY.call(operations.PLAY_FLEET, fleet.address, until)) != k.DONE:
+                if answer == k.NEEDS_SETS:
+                    fleet.more_sets()
+                elif answer == k.BAD_CHOICE:
+                    fleet.refuse_choice()
+                else:
+                    outputs[answer].make_room()
+            self._tell(int(fleet.arena.records["num_ended"].sum()))
 
-    def _play(self, records: Array, memory: _Memory, index: int) -> None:
-        until = int(records[0]["next_arrival"])
-        while until < records[0]["end_arrival"]:
-            until = min(until + ARRIVALS_A_CALL, int(records[0]["end_arrival"]))
-            while not k.run_replica(records, self.settings, 0, until):
-                self._make_room(records[0], memory, index)
-            self._tell(int(records[0]["num_ended"]))
+    # --- What replicas leave
 
-    def _make_room(self, record: Any, memory: _Memory, index: int) -> None:
-        if record["mode"] == k.STALLED:
-            self._extend_cells(record, memory)
-        else:
-            self._drain(record, memory, index)
+    def _output(self, record: Any, index: int) -> Output:
+        sampling = self._sampling
+        return Output(record, index, sampling.start_s, sampling.interval_s, logging=sampling.steps)
 
-    def _extend_cells(self, record: Any, memory: _Memory) -> None:
-        """Up to the end of the step that found no room, and twice as many at least."""
-        grid, step, old = self._c["grid"], record["step"], memory.arrays["cells"]
-        end_s = step["start_s"] + step["duration_s"]
-        wanted = count_intervals(float(end_s - grid["start_s"]), float(grid["interval_s"]), 1) + 4
-        size = max(2 * len(old), wanted)
-        memory.give(record, "cells", size, k.CELL)[: len(old)] = old
-        record["num_cells"] = size
-
-    def _drain(self, record: Any, memory: _Memory, index: int) -> None:
-        self.gaps.add(memory.arrays["gaps"][: record["num_gaps"]])
-        if self._c["logging"]:
-            self.log.add(memory.arrays["log"][: record["num_log"]])
-            self.log_replica.append((index, int(record["num_log"])))
-        record["num_gaps"] = record["num_log"] = 0
-
-    def _close(self, record: Any, memory: _Memory) -> None:
-        used = int(record["cursor"]["bin"]) + 1
-        cells = memory.arrays["cells"]
-        while used < len(cells) and cells["busy_s"][used] > 0:
-            used += 1
-        self.cells.append(cells[:used])
-        self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
-        if used > 1 or cells["steps"][0]:
-            self.end_s = max(self.end_s or 0.0, float(record["last_end_s"]))
-        self._ended += int(record["num_ended"])
+    def _close(self, record: Any, index: int, output: Output) -> None:
+        self.cells[index], self.steps[index] = output.cells(), output.steps()
+        with self._lock:
+            self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
+            if record["timeline"]["num_cells"]:
+                self.end_s = max(self.end_s or 0.0, float(record["step"]["start_s"] + record["step"]["duration_s"]))
+            self._ended += int(record["num_ended"])
         self._tell(0)
 
     def _tell(self, running: int) -> None:
         """Progress hears the number of ended requests when it has risen."""
-        if self.progress is not None and self._ended + running > self._told:
-            self._told = self._ended + running
-            self.progress(self._told)
+        with self._lock:
+            if self._progress is not None and self._ended + running > self._told:
+                self._told = self._ended + running
+                self._progress(self._told)
+
+    def steps_table(self) -> pl.DataFrame:
+        """All steps, in order of (start, replica)."""
+        pieces = [(i, piece) for i, pieces in enumerate(self.steps) for piece in pieces]
+        joined = np.concatenate([np.zeros(0, k.STEP), *(piece for _, piece in pieces)])
+        replica = np.repeat([i for i, _ in pieces], [len(piece) for _, piece in pieces]).astype(np.int32)
+        columns = {name: np.ascontiguousarray(joined[name]) for name in k.STEP.names or ()}
+        frame = pl.DataFrame({"replica": replica, **columns}).select(*STEP_SCHEMA, "energy_j")
+        return frame.sort("start_s", "replica", maintain_order=True)
 
 
-def _pack_requests(workload: pl.DataFrame, max_model_len: int) -> tuple[Array, int]:
-    """Engine requests of a table; an answer that would pass max_model_len is cut there, and counted."""
-    prompt, output = (workload[name].to_numpy() for name in ("prompt_tokens", "output_tokens"))
-    room = max_model_len - prompt
-    requests = np.zeros(len(workload), k.REQUEST)
-    requests["arrival_s"] = workload["arrival_s"].to_numpy()
-    requests["prompt_tokens"] = prompt
-    requests["output_length"] = np.minimum(output, np.maximum(room, 0))
-    requests["cached_tokens"] = -1
-    for name in ("first_scheduled_s", "first_token_s", "last_token_s"):
-        requests[name] = np.nan
-    requests["status"] = np.where(room <= 0, k.REJECTED_CONTEXT, k.UNFINISHED)
-    return requests, int(((room > 0) & (room < output)).sum())
+class _Fleet:
+    """The record of a fleet, and its arrays."""
+
+    def __init__(self, packed: Packed, arena: Arena, chosen: Array, router: str, draws: Array) -> None:
+        self.arena, self._packed = arena, packed
+        replicas = len(arena.records)
+        leaves = 1 << (replicas - 1).bit_length()
+        views = np.zeros(replicas, k.VIEW)
+        views["num_blocks"] = packed.c["num_usable"]
+        loads = np.full(2 * leaves, END, np.int64)
+        loads[leaves : leaves + replicas] = 0
+        for i in range(leaves - 1, 0, -1):
+            loads[i] = min(loads[2 * i], loads[2 * i + 1])
+        self._kept = {
+            "settings": packed.settings, "replicas": arena.records, "agenda": np.full(2 * leaves, np.inf),
+            "loads": loads, "views": views, "chosen": chosen, "draws": np.ascontiguousarray(draws),
+        }  # fmt: skip
+        self._record = np.zeros(1, k.FLEET)
+        for name, array in self._kept.items():
+            self._record[name] = address(array)
+        self._record["num_replicas"], self._record["num_leaves"] = replicas, leaves
+        self._record["router"] = KERNEL_ROUTERS[router]
+        self.address = address(self._record)
+        contents = int(packed.c["num_contents"])
+        if packed.c["caching"] and contents and router in SEE_CONTENTS:
+            packed.point("holders", np.zeros(contents, k.HOLDER))
+            packed.c["set_words"] = -(-replicas // 64)
+            self._sets = np.zeros(0, np.int64)
+            self.more_sets()
+
+    def more_sets(self) -> None:
+        """Twice as many sets of holders."""
+        words, number = int(self._packed.c["set_words"]), 2 * int(self._packed.c["num_sets"]) + 4 * k.SPARE_SETS
+        sets = np.zeros(words * number, np.int64)
+        sets[: len(self._sets)] = self._sets
+        self._sets = self._packed.point("sets", sets)
+        self._packed.c["num_sets"] = number
+
+    def refuse_choice(self) -> None:
+        """A router in Python named no replica."""
+        raise InputError(
+            f"the router answered {int(self._record['bad_choice'][0])}",
+            expected=f"a replica, 0 to {int(self._record['num_replicas'][0]) - 1}",
+        )
 
 
-def _pack_engine(engine: Engine, num_gpu_blocks: int, sampling: Sampling) -> Array:
-    settings = np.zeros(1, k.SETTINGS)
-    c = settings[0]
-    c["max_num_batched_tokens"] = _resolved(engine.max_num_batched_tokens)
-    c["max_num_seqs"] = _resolved(engine.max_num_seqs)
-    c["block_size"] = engine.block_size
-    c["num_usable"] = num_gpu_blocks - 1
-    c["watermark_blocks"] = int(engine.watermark * num_gpu_blocks)
-    c["long_prefill_token_threshold"] = engine.long_prefill_token_threshold
-    c["chunked_prefill"] = engine.enable_chunked_prefill
-    c["reserve_full_isl"] = engine.scheduler_reserve_full_isl
-    c["caching"] = engine.enable_prefix_caching
-    c["logging"] = sampling.steps
-    c["grid"]["start_s"], c["grid"]["interval_s"] = sampling.start_s, sampling.interval_s
-    if sampling.power is None:
-        c["power"]["peak_flops_per_s"] = c["power"]["peak_bytes_per_s"] = 1.0
-    else:
-        c["power"] = sampling.power[0]
-    return settings
-
-
-def _pack_timing(settings: Array, timing: Compilable) -> list[Array]:
-    """Fill in the step-time model; returns the arrays that the settings now point at."""
-    c, data = settings[0], timing.compiled()
-    if isinstance(data, AffineTiming):
-        c["timing"] = k.AFFINE
-        c["affine"] = (
-            data.base_s, data.prefill_s, data.decode_s, data.context_s, data.pair_flops, data.context_bytes,
-        )  # fmt: skip
-        return []
-    c["timing"] = k.DATASHEET
-    c["body_flops"], c["head_flops"] = data.body_flops, data.head_flops
-    for name in ("body", "head", "attention"):
-        array = getattr(data, name)
-        c[name], c[f"num_{name}"] = array.ctypes.data, len(array)
-    return [data.body, data.head, data.attention]
-
-
-def _requests_table(requests: Array, replica: Array) -> pl.DataFrame:
-    """As `record.requests_table`."""
-    finished = requests["status"] == k.FINISHED
-    statuses = pl.Series(
-        [Status.UNFINISHED, Status.FINISHED, Status.REJECTED_CONTEXT, Status.REJECTED_KV], dtype=pl.String
-    )
-    times = {
-        "first_scheduled_s": requests["first_scheduled_s"],
-        "first_token_s": requests["first_token_s"],
-        "finish_s": np.where(finished, requests["last_token_s"], np.nan),
-    }
-    counts = {
-        name: requests[name].astype(np.int64) for name in ("prompt_tokens", "output_tokens", "cached_tokens")
-    }
-    return pl.DataFrame(
-        {
-            "request": np.arange(len(requests)),
-            "arrival_s": requests["arrival_s"],
-            "replica": replica,
-            **times,
-            **counts,
-            "preemptions": requests["preemptions"].astype(np.int64),
-            "status": statuses.gather(requests["status"]),
-        }
-    ).with_columns(
-        pl.when(pl.col("replica") >= 0).then(pl.col("replica")),
-        pl.when(pl.col("cached_tokens") >= 0).then(pl.col("cached_tokens")),
-        *(pl.col(name).fill_nan(None) for name in times),
-    )
-
-
-def _stack(cells: list[Array]) -> Array:
-    """Replicas' sums as one table, as long as the longest."""
-    table = np.zeros((len(cells), max(len(row) for row in cells)), k.CELL)
-    for i, row in enumerate(cells):
-        table[i, : len(row)] = row
-    return table
-
-
-def _resolved(value: int | str | None) -> int:
+def _number(value: int | str | None) -> int:
     assert isinstance(value, int), "engine settings must be resolved before simulating"
     return value

@@ -16,6 +16,10 @@ class RecomputeScheduler(BatchScheduler):
 
     num_used_blocks = 0
     num_evictions = 0
+    num_blocks = block_size = 1
+
+    def matched_blocks(self, request: Request) -> int:  # noqa: ARG002, D102
+        return 0
 
     def schedule(self) -> Step:  # noqa: D102 - StepScheduler says it
         step = Step()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from kavier.simulation.request import Request
+from kavier.simulation.kernel.records import GAP_BINS, GAP_LOW, GAP_SHIFT
+from kavier.simulation.request import STATUSES, Request
 from kavier.simulation.scheduler import Step, StepScheduler
 from kavier.timing.step import StepCost
 
@@ -124,18 +125,25 @@ class TableRecorder:
         )
 
     def token_gaps(self) -> pl.DataFrame:
-        """Distinct inter-token gaps: gap_s, count; ascending."""
+        """Inter-token gaps, see `gaps_table`."""
         gaps = np.frombuffer(self._gaps, dtype=np.float64).reshape(-1, 2)
-        return count_gaps(gaps[:, 0], gaps[:, 1])
+        return merge_gaps(gaps[:, 0], gaps[:, 1].astype(np.int64))
 
 
-def count_gaps(gaps_s: NDArray[np.float64], counts: NDArray[Any]) -> pl.DataFrame:
-    """Sum up how often each gap occurred. Nearly all differ, so they are sorted, not hashed."""
-    frame = pl.DataFrame({"gap_s": gaps_s, "count": counts}).cast({"count": pl.Int64}).sort("gap_s")
-    ranked, count = frame["gap_s"].to_numpy(), frame["count"].to_numpy()
-    first = np.flatnonzero(np.diff(ranked, prepend=np.nan) != 0)
-    sums = np.add.reduceat(count, first) if len(first) else count
-    return pl.DataFrame({"gap_s": ranked[first], "count": sums})
+def merge_gaps(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
+    """Count gaps by bins, as the compiled engine does: those that agree in 16 bits of mantissa are one."""
+    bins = np.clip((np.ascontiguousarray(gaps_s).view(np.int64) >> GAP_SHIFT) - GAP_LOW, 0, GAP_BINS - 1)
+    order = np.argsort(bins, kind="stable")
+    first = np.flatnonzero(np.diff(bins[order], prepend=-1))
+    if not len(first):
+        return gaps_table(gaps_s, counts)
+    least = np.minimum.reduceat(gaps_s[order], first)
+    return gaps_table(least, np.add.reduceat(counts[order], first))
+
+
+def gaps_table(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
+    """gap_s, count: gaps between tokens, ascending; gap_s is the least of gaps that differ by 2^-16 at most."""
+    return pl.DataFrame({"gap_s": np.ascontiguousarray(gaps_s), "count": np.ascontiguousarray(counts)})
 
 
 def requests_table(requests: list[Request]) -> pl.DataFrame:
@@ -165,6 +173,6 @@ def requests_table(requests: list[Request]) -> pl.DataFrame:
             "output_tokens": pl.Int64,
             "cached_tokens": pl.Int64,
             "preemptions": pl.Int64,
-            "status": pl.String,
+            "status": STATUSES,
         },
     )

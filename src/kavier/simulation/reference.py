@@ -23,7 +23,7 @@ from kavier.simulation.recompute import RecomputeScheduler
 from kavier.simulation.record import Recorder, TableRecorder, requests_table
 from kavier.simulation.replica import AsyncReplica, Replica
 from kavier.simulation.request import Request, Status
-from kavier.simulation.router import ROUTERS, Router
+from kavier.simulation.router import Router, make_router
 from kavier.simulation.scheduler import Scheduler, SchedulerConfig, StepScheduler
 from kavier.timing.step import StepTimeModel
 from kavier.workload.blocks import BlockKeys
@@ -56,6 +56,7 @@ def simulate_reference(
     num_gpu_blocks: int,
     replicas: int = 1,
     router: str = "round-robin",
+    seed: int = 0,
     max_concurrency: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
@@ -67,7 +68,8 @@ def simulate_reference(
         timing: Prices each step.
         num_gpu_blocks: KV blocks a replica, null block included.
         replicas: Identical engines.
-        router: Name in `router.ROUTERS`.
+        router: Name in `router.PLANS` or `router.ROUTERS`.
+        seed: Of the router's random choices.
         max_concurrency: Closed loop: most requests in flight.
         progress: Called with the number of ended requests, each time one ends.
     """
@@ -76,10 +78,8 @@ def simulate_reference(
     fleet = [make_replica(index, engine, num_gpu_blocks, timing, recorder) for index in range(replicas)]
     keys = BlockKeys(workload, engine.block_size) if engine.enable_prefix_caching else None
     clients = Clients(requests, workload, max_concurrency)
-    simulation = Simulation(
-        fleet, ROUTERS[router](), clients, keys, _resolved(engine.max_model_len), progress
-    )
-    simulation.run()
+    chosen = make_router(router, workload, replicas, seed)
+    Simulation(fleet, chosen, clients, keys, _resolved(engine.max_model_len), progress).run()
     return SimulationResult(
         requests=requests_table(requests),
         steps=recorder.steps(),

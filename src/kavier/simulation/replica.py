@@ -44,6 +44,20 @@ class Replica:
         """Requests waiting or running."""
         return self.scheduler.num_waiting + self.scheduler.num_running
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block."""
+        return self.scheduler.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
+        return self.scheduler.num_blocks
+
+    def matched_blocks(self, request: Request) -> int:
+        """How many leading blocks of a waiting request the prefix cache holds."""
+        return self.scheduler.matched_blocks(request)
+
     def finish(self, now_s: float) -> list[Request]:
         """The step that ends at `now_s`, if any: its tokens are known; returns who finished."""
         step, self._step, self.next_s = self._step, None, inf

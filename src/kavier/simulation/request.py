@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import polars as pl
+
 from kavier.workload.blocks import unknown_key
 
 
@@ -16,6 +18,10 @@ class Status(StrEnum):
     """The prompt leaves no room for a token within max_model_len; vLLM refuses it on arrival."""
     REJECTED_KV = "rejected_kv"
     """It needs more KV blocks than exist. vLLM would block its queue for ever behind it."""
+
+
+STATUSES = pl.Enum([str(status) for status in Status])
+"""Type of the column `status`; in the order of the compiled records' numbers."""
 
 
 class Request:

@@ -89,6 +89,20 @@ class StepScheduler(Protocol):
         """Cached blocks overwritten so far."""
         ...
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
+        ...
+
+    def matched_blocks(self, request: Request) -> int:
+        """Leading blocks of a waiting request that are cached."""
+        ...
+
     def add(self, request: Request) -> None:
         """A request arrived."""
         ...
@@ -163,6 +177,17 @@ class Scheduler(BatchScheduler):
     @property
     def num_evictions(self) -> int:  # noqa: D102
         return self.kv.pool.num_evictions
+
+    @property
+    def block_size(self) -> int:  # noqa: D102
+        return self.kv.block_size
+
+    @property
+    def num_blocks(self) -> int:  # noqa: D102
+        return self.kv.pool.num_usable
+
+    def matched_blocks(self, request: Request) -> int:  # noqa: D102
+        return len(self.kv.find_cached(request))
 
     def schedule(self) -> Step:
         """Running requests first, decodes and prefills alike; then admissions, unless one was preempted."""

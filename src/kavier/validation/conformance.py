@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import polars as pl
+
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
+from kavier.simulation.compiled import simulate_compiled
 from kavier.simulation.record import requests_table
 from kavier.simulation.reference import Simulation, make_replica, make_requests
-from kavier.simulation.request import Request
-from kavier.simulation.router import RoundRobin
+from kavier.simulation.router import make_router
+from kavier.simulation.sampling import Sampling
 from kavier.simulation.scheduler import Scheduled, Scheduler, Step, StepScheduler
 from kavier.timing.compiled import AffineTiming
 from kavier.timing.step import StepCost
@@ -192,22 +195,54 @@ def replay_reference(
     replica = make_replica(0, engine, num_gpu_blocks, timing, log, as_recorded=as_recorded)
     requests, _ = make_requests(recording.table, longest)
     keys = TokenKeys(recording.tokens, engine.block_size) if engine.enable_prefix_caching else None
-    Simulation([replica], RoundRobin(), Clients(requests, recording.table), keys, longest, None).run()
-    return Replay(log.rows, _ends(recording, requests))
+    router = make_router("round-robin", recording.table, 1, 0)
+    Simulation([replica], router, Clients(requests, recording.table), keys, longest, None).run()
+    return Replay(log.rows, _ends(recording, requests_table(requests)))
 
 
-def _ends(recording: Recording, requests: list[Request]) -> list[Row]:
-    rows = requests_table(requests).iter_rows(named=True)
+def _ends(recording: Recording, requests: pl.DataFrame) -> list[Row]:
     return [
         {"id": name, **{theirs: row[ours] for theirs, ours in OURS.items()}}
-        for name, row in zip(recording.ids, rows, strict=True)
+        for name, row in zip(recording.ids, requests.iter_rows(named=True), strict=True)
     ]
+
+
+# --- The compiled engine ----------------------------------------------------------------------------------
+
+KERNEL_FIELDS = ("t", "dt", "free", "evicted", "running", "waiting", "tokens", "num_preempted")
+
+
+def replay_kernel(
+    recording: Recording, engine: Engine, timing: AffineTiming, num_gpu_blocks: int, as_recorded: bool
+) -> Replay:
+    """Every step with its sums."""
+    played = simulate_compiled(
+        recording.table, engine, timing, num_gpu_blocks=num_gpu_blocks, as_recorded=as_recorded,
+        sampling=Sampling(interval_s=60.0, steps=True),
+        keys=TokenKeys(recording.tokens, engine.block_size).flat if engine.enable_prefix_caching else None,
+    )  # fmt: skip
+    assert played.steps is not None
+    steps = [
+        {
+            "t": step["scheduled_s"],
+            "dt": step["duration_s"],
+            "free": num_gpu_blocks - 1 - step["used_blocks"],
+            "evicted": step["evicted_blocks"],
+            "running": step["running"],
+            "waiting": step["waiting"],
+            "tokens": step["prefill_tokens"] + step["decodes"],
+            "num_preempted": step["preempted"],
+        }
+        for step in played.steps.iter_rows(named=True)
+    ]
+    return Replay(steps, _ends(recording, played.requests))
 
 
 Play = Callable[[Recording, Engine, AffineTiming, int, bool], Replay]
 
 REPLAYS: dict[EngineName, tuple[Play, tuple[str, ...]]] = {
     "reference": (replay_reference, (*STEP_FIELDS, "tokens")),
+    "kernel": (replay_kernel, KERNEL_FIELDS),
 }
 """How each engine replays, and what of a step it can tell."""
 
