@@ -127,6 +127,20 @@ def trailing_zeros(_context: Any, _word: Any) -> Any:
     return types.int64(types.int64), generate
 
 
+@intrinsic
+def prefetch(_context: Any, _address: Any) -> Any:
+    """Tell the processor that memory at an address will be written soon."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        place = builder.inttoptr(arguments[0], pointer)
+        builder.call(function, [place, *(ir.Constant(number, n) for n in (1, 3, 1))])  # write, keep, data
+
+    return types.none(types.int64), generate
+
+
 def _chooser(comparison: str) -> Any:
     """An intrinsic that takes one of two integers. (Numba's own min and max take a long time to compile.)"""
 

@@ -56,8 +56,8 @@ class Arena:
             record[name] = place
             place += -(-size // LINE) * LINE
         if self._caching:
-            places = self._sizes["queue"] // k.QUEUE_BYTES
-            record["map_bits"], record["queue_mask"] = places.bit_length() - 1, places - 1
+            record["map_bits"] = (self._sizes["map"] // k.ENTRY_BYTES).bit_length() - 1
+            record["queue_mask"] = self._sizes["queue"] // k.ENTRY_BYTES - 1
 
 
 def _sizes(settings: Any) -> dict[str, int]:
@@ -70,7 +70,7 @@ def _sizes(settings: Any) -> dict[str, int]:
         usable = int(settings["num_usable"])
         places = 1 << max(6, (2 * usable - 1).bit_length())
         sizes |= {"nodes": k.NODE.itemsize * usable}
-        sizes |= {"map": k.ENTRY.itemsize * places, "queue": k.QUEUE_BYTES * places}
+        sizes |= {"map": k.ENTRY_BYTES * places, "queue": k.ENTRY_BYTES * places}
     return sizes
 
 

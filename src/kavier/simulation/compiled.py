@@ -326,7 +326,7 @@ class _Run:
         with self._lock:
             self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
             if record["timeline"]["num_cells"]:
-                self.end_s = max(self.end_s or 0.0, float(record["step"]["start_s"] + record["step"]["duration_s"]))
+                self.end_s = max(self.end_s or 0.0, float(record["end_s"]))
             self._ended += int(record["num_ended"])
         self._tell(0)
 

@@ -131,7 +131,7 @@ class TableRecorder:
 
 
 def merge_gaps(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
-    """Count gaps by bins, as the compiled engine does: those that agree in 16 bits of mantissa are one."""
+    """Count gaps by bins, as the compiled engine does: those that agree in 12 bits of mantissa are one."""
     bins = np.clip((np.ascontiguousarray(gaps_s).view(np.int64) >> GAP_SHIFT) - GAP_LOW, 0, GAP_BINS - 1)
     order = np.argsort(bins, kind="stable")
     first = np.flatnonzero(np.diff(bins[order], prepend=-1))
@@ -142,7 +142,7 @@ def merge_gaps(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.Dat
 
 
 def gaps_table(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
-    """gap_s, count: gaps between tokens, ascending; gap_s is the least of gaps that differ by 2^-16 at most."""
+    """gap_s, count: gaps between tokens, ascending; gap_s is the least of gaps that differ by 2^-12 at most."""
     return pl.DataFrame({"gap_s": np.ascontiguousarray(gaps_s), "count": np.ascontiguousarray(counts)})
 
 

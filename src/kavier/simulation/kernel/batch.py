@@ -13,8 +13,8 @@ from kavier.simulation.kernel.prefix import (
     cache_full_blocks,
     find_cached,
     keep_untold_blocks,
-    num_told,
     release,
+    tell,
     touch,
 )
 from kavier.simulation.kernel.queues import (
@@ -85,7 +85,7 @@ def _cache_decode(r: Replica, c: Settings, s: Integer) -> None:
     """Cache what a decode fills in this step."""
     slot = slot_at(r, c, s)
     cache_full_blocks(r, c, s, slot.offset + r.tick + 1 - c.asynchronous)
-    if slot.num_nodes == num_told(c, slot.request):
+    if slot.num_nodes == slot.num_told:
         unwatch(r, c, s)
 
 
@@ -292,7 +292,7 @@ def _serve_by_priority(r: Replica, c: Settings, limit: Integer) -> Integer:
             left -= slot.chunk
             if c.caching and slot.state == PREFILLING:
                 cache_full_blocks(r, c, s, slot.computed + slot.chunk)
-            elif c.caching and slot.num_nodes < num_told(c, slot.request):
+            elif c.caching and slot.num_nodes < slot.num_told:
                 _cache_decode(r, c, s)
             after = slot.next + 0
         s = after
@@ -387,6 +387,8 @@ def _admit(r: Replica, c: Settings, q: Integer, left: Integer, limit: Integer) -
         return 0
     pop_waiting(r, c)
     s = seat(r, c, q)
+    if c.caching:
+        tell(c, slot_at(r, c, s))
     if found:
         touch(r, c, s, found)
     allocate(r, c, blocks_for(c, cached + chunk) - found)

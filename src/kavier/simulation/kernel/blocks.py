@@ -6,8 +6,9 @@ preempted request. Other cached blocks lie in the LRU queue as runs of anonymous
 
 from __future__ import annotations
 
-from kavier.native.kit import INT32, Integer, Record, at, larger, smaller
-from kavier.simulation.kernel.contents import forget, node_at
+from kavier.native.kit import INT32, Integer, Record, at, larger, prefetch, smaller
+from kavier.simulation.kernel.contents import forget, node_at, prefetch_key
+from kavier.simulation.kernel.records import NODE_BYTES
 from kavier.simulation.kernel.typed import Replica, Settings, compiled, inlined
 
 
@@ -20,7 +21,7 @@ def blocks_for(c: Settings, tokens: Integer) -> Integer:
 # --- The free queue: plain blocks first, then a ring of entries -------------------------------------------
 # An entry is a node, or minus twice the number of anonymous blocks: of cached ones, or less one more, of plain
 # ones (which lie here only without `unhashed_first`). A node that was taken out of the queue leaves its entry
-# behind: it counts only where the node's position says so.
+# behind: it counts only where the node is idle and its position says so.
 
 
 @inlined
@@ -28,11 +29,30 @@ def _entry(r: Replica, position: Integer) -> Record:
     return at(r.queue, r.queue_mask + 1, position & r.queue_mask, INT32)
 
 
+@inlined
+def _is_there(r: Replica, c: Settings, node: Integer, position: Integer) -> bool:
+    """Whether an entry of the queue counts."""
+    n = node_at(r, c, node)
+    return n.references == 0 and n.queue_position == position & 0xFFFFFFFF
+
+
+@inlined
+def _look_ahead(r: Replica, c: Settings) -> None:
+    """Have what the next entries of the queue name in the processor's cache when they come up."""
+    far = _entry(r, r.queue_head + 16).value
+    if far >= 0:
+        prefetch(r.nodes + far * NODE_BYTES)
+    near = _entry(r, r.queue_head + 8).value
+    if near >= 0:
+        prefetch_key(r, node_at(r, c, near).key)
+
+
 @compiled
 def settle(r: Replica, c: Settings) -> None:
     """Take the blocks that were handed out from the head of the LRU queue; count which were cached."""
     owed = r.debt
     while owed > 0:
+        _look_ahead(r, c)
         entry = _entry(r, r.queue_head)
         value = entry.value
         if value < 0:
@@ -44,7 +64,7 @@ def settle(r: Replica, c: Settings) -> None:
             if taken < count:
                 entry.value = value + 2 * taken
                 break
-        elif node_at(r, c, value).queue_position == r.queue_head:
+        elif _is_there(r, c, value, r.queue_head):
             forget(r, c, value)
             owed -= 1
         r.queue_head += 1
@@ -73,7 +93,7 @@ def _compact(r: Replica, c: Settings) -> None:
     to = position = r.queue_tail - 1
     while position >= r.queue_head:
         value = _entry(r, position).value
-        if value < 0 or node_at(r, c, value).queue_position == position:
+        if value < 0 or _is_there(r, c, value, position):
             _entry(r, to).value = value
             if value >= 0:
                 node_at(r, c, value).queue_position = to
@@ -108,19 +128,19 @@ def _enqueue_run(r: Replica, c: Settings, count: Integer, plain: Integer) -> Non
 def drop(r: Replica, c: Settings, node: Integer) -> None:
     """Give back one reference to a node."""
     n = node_at(r, c, node)
-    n.references -= 1
-    if n.references == 0:
-        n.queue_position = _enqueue(r, c, node)  # (compaction does not touch it: it is not in the queue)
-        r.num_free += 1
+    if n.references > 1:
+        n.references -= 1
+        return
+    n.queue_position = _enqueue(r, c, node)  # (while it is held: compaction takes no old entry for it)
+    n.references = 0
+    r.num_free += 1
 
 
 @inlined
 def take(r: Replica, c: Settings, node: Integer) -> None:
     """Take a reference to a cached node; an idle one leaves the queue."""
     n = node_at(r, c, node)
-    if n.references == 0:
-        n.queue_position = -1
-        r.num_free -= 1
+    r.num_free -= n.references == 0
     n.references += 1
 
 

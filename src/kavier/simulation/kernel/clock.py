@@ -21,8 +21,8 @@ from kavier.simulation.kernel.batch import (
     watch,
 )
 from kavier.simulation.kernel.blocks import allocate
-from kavier.simulation.kernel.cost import SLEEP_S, price_step
-from kavier.simulation.kernel.prefix import cache_full_blocks, num_told, release
+from kavier.simulation.kernel.cost import SLEEP_S, decode_base, decode_cost, energy_j, price_step
+from kavier.simulation.kernel.prefix import cache_full_blocks, release
 from kavier.simulation.kernel.queues import (
     enter_finish,
     listed,
@@ -36,10 +36,12 @@ from kavier.simulation.kernel.queues import (
 )
 from kavier.simulation.kernel.records import (
     BUSY,
+    COASTED,
     DECODING,
     DRAINED,
     DRAINING,
     FINISHED,
+    FUNCTION,
     GONE,
     IDLE,
     READY,
@@ -48,7 +50,14 @@ from kavier.simulation.kernel.records import (
     STEADY,
     STEP,
 )
-from kavier.simulation.kernel.timeline import accumulate, count_gap, has_room
+from kavier.simulation.kernel.timeline import (
+    accumulate,
+    count_gap,
+    count_gaps,
+    foresee_gap,
+    has_room,
+    last_cell,
+)
 from kavier.simulation.kernel.typed import Replica, Request, Settings, compiled, inlined
 
 # --- What a step brings -----------------------------------------------------------------------------------
@@ -64,7 +73,7 @@ def _join_decoding(r: Replica, c: Settings, s: Integer, tokens_left: Integer) ->
     r.decoding_tokens += slot.target
     wanting_at(r, c, slot.offset % c.block_size).value += 1
     enter_finish(r, c, s)
-    if c.caching and slot.num_nodes < num_told(c, slot.request):
+    if c.caching and slot.num_nodes < slot.num_told:
         watch(r, c, s)
 
 
@@ -94,7 +103,7 @@ def _sample_prefills(r: Replica, c: Settings, count: Integer) -> Integer:
 def _stop_decoding(r: Replica, c: Settings, s: Integer) -> None:
     slot = slot_at(r, c, s)
     leave_decoding(r, c, slot)
-    if c.caching and slot.num_nodes < num_told(c, slot.request):
+    if c.caching and slot.num_nodes < slot.num_told:
         unwatch(r, c, s)
 
 
@@ -173,13 +182,18 @@ def _rest(r: Replica, mode: Integer, decide_s: float) -> None:
 
 
 @inlined
+def _log_step(r: Replica) -> None:
+    copy(at(r.log, r.log_room, r.num_log, STEP), r.step)
+    r.num_log += 1
+
+
+@inlined
 def _record_step(r: Replica, c: Settings) -> None:
     s = r.step
     r.peak_used_blocks = larger(r.peak_used_blocks, s.used_blocks)
     accumulate(r.timeline, s)
     if c.logging:
-        copy(at(r.log, r.log_room, r.num_log, STEP), s)
-        r.num_log += 1
+        _log_step(r)
 
 
 @inlined
@@ -230,14 +244,15 @@ def begin_step(r: Replica, c: Settings) -> bool:
         return _begin_empty_step(r, c)
     s.start_s = _start_s(r)
     price_step(c, s)
-    _record_step(r, c)
     before_s = r.end_s
     r.start_s, r.end_s = s.start_s, s.start_s + s.duration_s
+    foresee_gap(r, r.end_s - before_s)
+    _record_step(r, c)
     if r.num_decoding:
         count_gap(r, r.end_s - before_s, r.num_decoding)
     _pass_tick(r, c)
     r.unreported = 0
-    quiet = r.num_decoding == r.num_running and s.preempted == 0
+    quiet = r.num_decoding == r.num_running and s.preempted == 0 and c.timing != FUNCTION
     _rest(r, STEADY if quiet else BUSY, r.start_s if c.asynchronous else r.end_s)
     return True
 
@@ -267,34 +282,108 @@ def _schedule(r: Replica, c: Settings) -> bool:
 
 
 @compiled
+def _add_coasted(r: Replica, c: Settings) -> None:
+    """Add the coasted steps to the cell in which they lie, as `accumulate` adds one, and count their gaps."""
+    coast, p = r.coast, c.power
+    for i in range(coast.count):
+        coast.energy_j[i] = energy_j(p, coast.flops[i], coast.bytes[i], coast.duration_s[i])
+    cell, running, waiting = last_cell(r.timeline), r.step.running, r.step.waiting
+    for i in range(coast.count):
+        busy_s = coast.duration_s[i]
+        cell.busy_s += busy_s
+        cell.running += running * busy_s
+        cell.waiting += waiting * busy_s
+        cell.used_blocks += coast.used_blocks[i] * busy_s
+        cell.flops += coast.flops[i]
+        cell.bytes += coast.bytes[i]
+        cell.energy_j += coast.energy_j[i]
+    count_gaps(r, coast, r.num_decoding)
+    cell.steps += coast.count
+    cell.decodes += coast.count * r.num_decoding
+    cell.evicted_blocks += coast.evicted
+    coast.count = coast.evicted = 0
+
+
+@inlined
+def _log_coasted(r: Replica, c: Settings, context: Integer) -> None:
+    """Log the only coasted step that is not added yet."""
+    s, coast = r.step, r.coast
+    s.duration_s, s.flops, s.bytes = coast.duration_s[0], coast.flops[0], coast.bytes[0]
+    s.decode_context_tokens, s.used_blocks = context, c.num_usable - r.num_free
+    s.evicted_blocks = coast.evicted
+    _add_coasted(r, c)
+    s.energy_j = coast.energy_j[0]
+    _log_step(r)
+
+
+@compiled
+def _add_crossing(r: Replica, c: Settings, took_s: float, flops: float, moved: float, context: Integer) -> None:
+    """A coasted step that does not lie within one cell: add it by itself."""
+    _add_coasted(r, c)
+    s = r.step
+    s.duration_s, s.flops, s.bytes = took_s, flops, moved
+    s.energy_j = energy_j(c.power, flops, moved, took_s)
+    s.decode_context_tokens, s.used_blocks = context, c.num_usable - r.num_free
+    accumulate(r.timeline, s)
+    if c.logging:
+        _log_step(r)
+
+
+@compiled
 def _coast(r: Replica, c: Settings, limit_s: float) -> None:
     """Schedule the steps decided before `limit_s` that are like the last one.
 
     Only decodes, nobody finishes or names a block, blocks suffice. The head of the waiting queue, if any, was
     refused for want of blocks, seats or budget, and none of these grows here: it need not be asked again.
+
+    What `begin_step` does for any step is written out here, with what most steps change in local variables: most
+    steps of most runs pass through this loop.
     """
-    s, finish_tick = r.step, next_finish(r)
-    s.evicted_blocks = s.preempted = s.queried_tokens = s.hit_tokens = 0
+    s, t, coast = r.step, r.timeline, r.coast
+    s.preempted = s.queried_tokens = s.hit_tokens = 0
     s.waiting = r.num_waiting
-    while r.decide_s < limit_s and r.tick < finish_tick:
-        blocks = wanting_at(r, c, r.phase).value + 0
-        if blocks > r.num_free or due_at(r, c, r.phase).value:
+    finish_tick, decodes, context = next_finish(r), r.num_decoding + 0, r.decoding_tokens + 0
+    tick, phase, decide_s, start_s, end_s = r.tick + 0, r.phase + 0, r.decide_s, r.start_s, r.end_s
+    base_s, base_flops, base_bytes = decode_base(c, decodes)
+    used = float(c.num_usable - r.num_free)
+    while decide_s < limit_s and tick < finish_tick:
+        blocks = wanting_at(r, c, phase).value + 0
+        if blocks > r.num_free or due_at(r, c, phase).value or r.num_log >= r.log_room:
             break
-        if not has_room(r.timeline) or r.num_log >= r.log_room:
+        since_s = end_s - t.start_s
+        took_s, flops, moved = decode_cost(c, base_s, base_flops, base_bytes, decodes, context + decodes)
+        crossing = since_s >= t.interval_end_s or since_s + took_s > t.interval_end_s
+        if took_s <= 0.0 or (crossing and not has_room(t)):
             break
-        s.scheduled_s, s.start_s = r.decide_s, r.end_s
-        s.decode_context_tokens = r.decoding_tokens + r.num_decoding
-        if blocks:
-            s.evicted_blocks = 0
-            allocate(r, c, blocks)
-            s.used_blocks = c.num_usable - r.num_free
-        price_step(c, s)
-        _record_step(r, c)
+        context += decodes
         s.evicted_blocks = 0
-        r.start_s, r.end_s = s.start_s, s.start_s + s.duration_s
-        count_gap(r, r.end_s - r.start_s, r.num_decoding)
-        _pass_tick(r, c)
-        r.decide_s = r.start_s if c.asynchronous else r.end_s
+        if blocks:
+            allocate(r, c, blocks)
+            used = float(c.num_usable - r.num_free)
+        start_s = end_s
+        end_s = start_s + took_s
+        if crossing or c.logging:
+            s.scheduled_s, s.start_s = decide_s, start_s
+        if crossing:
+            _add_crossing(r, c, took_s, flops, moved, context)
+            count_gap(r, end_s - start_s, decodes)
+        else:
+            i = coast.count
+            coast.duration_s[i], coast.flops[i], coast.bytes[i], coast.used_blocks[i] = took_s, flops, moved, used
+            coast.gap_s[i] = end_s - start_s
+            coast.evicted += s.evicted_blocks
+            coast.count = i + 1
+            if c.logging:
+                _log_coasted(r, c, context)
+            elif coast.count == COASTED:
+                _add_coasted(r, c)
+        tick += 1
+        phase = (c.block_size if phase == 0 else phase) - 1
+        decide_s = start_s if c.asynchronous else end_s
+    _add_coasted(r, c)
+    r.tick, r.phase, r.decoding_tokens = tick, phase, context
+    r.decide_s, r.start_s, r.end_s = decide_s, start_s, end_s
+    r.peak_used_blocks = larger(r.peak_used_blocks, c.num_usable - r.num_free)
 
 
 @inlined

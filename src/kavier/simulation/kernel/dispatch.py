@@ -59,7 +59,7 @@ def _fill_energies(power: Integer, steps: Integer, num: Integer) -> Integer:
     p = at(power, 1, 0, POWER)
     for i in range(num):
         s = at(steps, num, i, STEP)
-        s.energy_j = energy_j(p, s.flops, s.bytes, s.duration_s)
+        s.energy_j = energy_j(p, s.flops, s.bytes, s.duration_s) if s.duration_s > 0 else 0.0
     return 0
 
 

@@ -6,12 +6,13 @@ request each.
 
 from __future__ import annotations
 
-from kavier.native.kit import INT32, INT64, Integer, Record, at, larger, smaller
+from kavier.native.kit import INT32, INT64, Integer, Record, at, larger, prefetch, smaller
 from kavier.simulation.kernel.blocks import blocks_for, drop, release_anonymous, settle, take
-from kavier.simulation.kernel.contents import find, map_entry, node_at, probe
+from kavier.simulation.kernel.contents import enter, entered, find, node_at, prefetch_key, probe
 from kavier.simulation.kernel.index import hold
 from kavier.simulation.kernel.queues import request_at, slot_at
-from kavier.simulation.kernel.typed import Replica, Settings, compiled, inlined
+from kavier.simulation.kernel.records import NODE_BYTES
+from kavier.simulation.kernel.typed import Replica, Settings, Slot, compiled, inlined
 
 
 @inlined
@@ -37,9 +38,15 @@ def _held(c: Settings, i: Integer) -> Record:
 
 
 @inlined
-def _untold(c: Settings, q: Integer) -> Integer:
+def tell(c: Settings, slot: Slot) -> None:
+    """Note what the trace tells of a request that was seated."""
+    slot.first_told, slot.num_told = first_told(c, slot.request), num_told(c, slot.request)
+
+
+@inlined
+def _untold(c: Settings, q: Integer, told: Integer) -> Integer:
     """What added to the number of a block of request q behind the told ones gives its place among all such."""
-    return at(c.first_untold, c.num_requests + 1, q, INT64).value - num_told(c, q)
+    return at(c.first_untold, c.num_requests + 1, q, INT64).value - told
 
 
 @inlined
@@ -54,7 +61,7 @@ def _new_node(r: Replica, c: Settings, key: Integer) -> Integer:
         node = r.num_nodes_ever
         r.num_nodes_ever += 1
     n = node_at(r, c, node)
-    n.key, n.link, n.references, n.queue_position = key, -1, 1, -1
+    n.key, n.link, n.references = key, -1, 1
     return node
 
 
@@ -62,26 +69,34 @@ def _new_node(r: Replica, c: Settings, key: Integer) -> Integer:
 def _insert(r: Replica, c: Settings, key: Integer) -> Integer:
     """A held block becomes hittable, behind blocks that have the same key already."""
     node = _new_node(r, c, key)
-    entry = map_entry(r, probe(r, key))
-    if entry.node == 0:
-        entry.key, entry.node = key, node + 1
+    place = probe(r, c, key)
+    first = entered(r, place)
+    if first < 0:
+        enter(r, key, place, node)
         if c.holders and key < c.num_contents:
             hold(c, key, r.index)
     else:
-        last = entry.node - 1
+        last = first
         while node_at(r, c, last).link >= 0:
             last = node_at(r, c, last).link
         node_at(r, c, last).link = node
     return node
 
 
+@inlined
+def _expect(r: Replica, c: Settings, first: Integer, end: Integer) -> None:
+    """These told keys will be looked up: runs of them lie together."""
+    for i in range(first, end, 8):
+        prefetch_key(r, _told_key(c, i))
+
+
 @compiled
 def cache_full_blocks(r: Replica, c: Settings, s: Integer, tokens: Integer) -> None:
     """Full blocks of the first `tokens` tokens are hittable from now on, as far as the trace tells their keys."""
     slot = slot_at(r, c, s)
-    first = first_told(c, slot.request)
-    full = smaller(tokens // c.block_size, num_told(c, slot.request))
-    for i in range(first + slot.num_nodes, first + full):
+    full = smaller(tokens // c.block_size, slot.num_told)
+    _expect(r, c, slot.first_told + slot.num_nodes, slot.first_told + full)
+    for i in range(slot.first_told + slot.num_nodes, slot.first_told + full):
         _held(c, i).value = _insert(r, c, _told_key(c, i))
     slot.num_nodes = larger(slot.num_nodes, full)
 
@@ -90,7 +105,7 @@ def cache_full_blocks(r: Replica, c: Settings, s: Integer, tokens: Integer) -> N
 def keep_untold_blocks(r: Replica, c: Settings, s: Integer, hashed: Integer) -> None:
     """A preempted request can find its own blocks again: the rest of its cached blocks become nodes."""
     slot = slot_at(r, c, s)
-    blocks, untold = hashed // c.block_size, _untold(c, slot.request)
+    blocks, untold = hashed // c.block_size, _untold(c, slot.request, slot.num_told)
     for i in range(untold + slot.num_nodes, untold + blocks):
         _held(c, c.num_told + i).value = _insert(r, c, c.num_contents + i)
     slot.num_nodes = larger(slot.num_nodes, blocks)
@@ -108,17 +123,18 @@ def find_cached(r: Replica, c: Settings, q: Integer) -> tuple[Integer, Integer]:
     longest = (request.prompt_tokens + request.output_tokens - 1) // c.block_size
     first, told = first_told(c, q), num_told(c, q)
     found = idle = 0
+    _expect(r, c, first, first + smaller(longest, told))
     while found < smaller(longest, told):
-        node = find(r, _told_key(c, first + found))
+        node = find(r, c, _told_key(c, first + found))
         if node < 0:
             return found, idle
         _held(c, first + found).value = node
         idle += node_at(r, c, node).references == 0
         found += 1
     if request.preemptions:
-        untold = _untold(c, q)
+        untold = _untold(c, q, told)
         while found < longest:
-            node = find(r, c.num_contents + untold + found)
+            node = find(r, c, c.num_contents + untold + found)
             if node < 0:
                 return found, idle
             _held(c, c.num_told + untold + found).value = node
@@ -131,12 +147,13 @@ def find_cached(r: Replica, c: Settings, q: Integer) -> tuple[Integer, Integer]:
 def touch(r: Replica, c: Settings, s: Integer, found: Integer) -> None:
     """Give a request its cached blocks."""
     slot = slot_at(r, c, s)
-    told, first = num_told(c, slot.request), first_told(c, slot.request)
+    first, told = slot.first_told, slot.num_told + 0
     for i in range(first, first + smaller(found, told)):
         take(r, c, _held(c, i).value)
-    untold = c.num_told + _untold(c, slot.request)
-    for i in range(untold + told, untold + found):
-        take(r, c, _held(c, i).value)
+    if found > told:
+        untold = c.num_told + _untold(c, slot.request, told)
+        for i in range(untold + told, untold + found):
+            take(r, c, _held(c, i).value)
     slot.num_nodes = found
 
 
@@ -149,9 +166,11 @@ def release(r: Replica, c: Settings, s: Integer, computed: Integer, hashed: Inte
     release_anonymous(r, c, blocks_for(c, computed) - cached, cached - nodes)
     if nodes == 0:
         return
-    told, first = num_told(c, slot.request), first_told(c, slot.request)
+    first, told = slot.first_told, slot.num_told + 0
+    for i in range(first, first + smaller(nodes, told)):
+        prefetch(r.nodes + _held(c, i).value * NODE_BYTES)
     if nodes > told:
-        untold = c.num_told + _untold(c, slot.request)
+        untold = c.num_told + _untold(c, slot.request, told)
         for i in range(untold + nodes - 1, untold + told - 1, -1):
             drop(r, c, _held(c, i).value)
     for i in range(first + smaller(nodes, told) - 1, first - 1, -1):
@@ -164,6 +183,6 @@ def match(r: Replica, c: Settings, q: Integer, limit: Integer) -> Integer:
     if r.debt:
         settle(r, c)
     first, found = first_told(c, q), 0
-    while found < limit and find(r, _told_key(c, first + found)) >= 0:
+    while found < limit and find(r, c, _told_key(c, first + found)) >= 0:
         found += 1
     return found

@@ -257,13 +257,13 @@ def next_finish(r: Replica) -> Integer:
 @inlined
 def take_finished(r: Replica, c: Settings, array: Integer) -> Integer:
     """Take those out who finish with the present tick; lists them, and returns how many."""
+    bits = _bits(r, r.tick)
+    if bits.value >> (r.tick & 63) & 1 == 0:
+        return 0
+    bits.value &= ~(1 << (r.tick & 63))
     bucket = _bucket(r, r.tick)
     s, count = bucket.value - 1, 0
-    if s < 0:
-        return 0
     bucket.value = 0
-    bits = _bits(r, r.tick)
-    bits.value &= ~(1 << (r.tick & 63))
     while s >= 0:
         slot = slot_at(r, c, s)
         after = slot.wheel_next

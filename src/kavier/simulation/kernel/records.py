@@ -42,12 +42,14 @@ SLOT = np.dtype(
         ("offset", "i8"),  # decoding: tokens computed - tick
         ("finish_tick", "i8"),  # decoding: the step that samples its last token
         ("order", "i8"),  # rises with admission: the order of `running`
+        ("first_told", "i8"),  # of its request
         ("computed", "i4"),  # prefilling: tokens computed, those of the running step included
         ("target", "i4"),  # tokens that its prefill computes
         ("chunk", "i4"),  # prefilling: tokens in the step being decided
         ("request", "i4"),
         ("previous", "i4"),  # in running order, -1 at the head
         ("next", "i4"),  # in running order, -1 at the tail; among free slots too
+        ("num_told", "i4"),  # of its request
         ("num_nodes", "i4"),  # leading blocks that are nodes listed in `held`
         ("wheel_previous", "i4"),  # decoding: who finishes with it
         ("wheel_next", "i4"),
@@ -64,7 +66,7 @@ PREFILLING, DECODING, DRAINING, GONE = range(4)
 
 NODE = np.dtype(
     [
-        ("queue_position", "i8"),  # where it is in the LRU queue, -1 while somebody holds it
+        ("queue_position", "u4"),  # idle: where it is in the LRU queue, in 32 bits
         ("key", "i4"),
         ("references", "i4"),
         ("link", "i4"),  # the next block with the same key, -1 at the end; free: the next free one + 1
@@ -73,19 +75,19 @@ NODE = np.dtype(
 )
 """A cached block that can be found."""
 
-ENTRY = np.dtype([("key", "i4"), ("node", "i4")])
-"""Of the hash map; node + 1, so that zeroed memory is an empty map."""
+ENTRY_BYTES = 4
+"""Of an entry of the hash map, and of the LRU queue."""
 
-QUEUE_BYTES = 4
-"""Of an entry of the LRU queue."""
+NODE_BYTES = NODE.itemsize
 
 HOLDER = np.dtype([("count", "i4"), ("where", "i4")])
 """Of a block content: how many replicas hold it, and which: one, or a set by number."""
 
 GAP = np.dtype([("count", "i8"), ("least_s", "f8")])
-"""Gaps between tokens that agree in 16 bits of mantissa."""
+"""Gaps between tokens that agree in 12 bits of mantissa."""
 
-GAP_SHIFT = 36
+GAP_BYTES = GAP.itemsize
+GAP_SHIFT = 40
 GAP_LOW = (1023 - 32) << (52 - GAP_SHIFT)
 GAP_BINS = 52 << (52 - GAP_SHIFT)
 """Of the top bits of a double: from 2^-32 s to 2^20 s."""
@@ -240,6 +242,25 @@ WHEEL_BITS = 12
 WHEEL = 1 << WHEEL_BITS
 """Steps that the calendar of finishes looks ahead; later ones are looked at again when it has turned."""
 
+COASTED = 32
+"""Steps that are alike, of which the sums are taken together."""
+
+COAST = np.dtype(
+    [
+        ("count", "i8"),
+        ("evicted", "i8"),
+        ("duration_s", "f8", COASTED),
+        ("flops", "f8", COASTED),
+        ("bytes", "f8", COASTED),
+        ("used_blocks", "f8", COASTED),
+        ("energy_j", "f8", COASTED),
+        ("gap_s", "f8", COASTED),
+        ("gap_bin", "i8", COASTED),
+    ],
+    align=True,
+)
+"""Steps of nothing but decodes that lie within one cell and are not added to it yet."""
+
 REPLICA = np.dtype(
     [
         ("decide_s", "f8"),
@@ -301,6 +322,7 @@ REPLICA = np.dtype(
         ("end_arrival", "i8"),
         ("step", STEP),  # the last scheduled one, or the one being decided
         ("timeline", TIMELINE),
+        ("coast", COAST),
     ],
     align=True,
 )

@@ -7,15 +7,21 @@ the intervals are, and the cells are as many as there are intervals, or steps, w
 
 from __future__ import annotations
 
-from kavier.native.kit import Integer, at, bits_of, larger, smaller
-from kavier.simulation.kernel.records import CELL, CELLS_A_STEP, GAP, GAP_BINS, GAP_LOW, GAP_SHIFT
-from kavier.simulation.kernel.typed import Cell, Replica, Step, Timeline, compiled, inlined
+from kavier.native.kit import Integer, Record, at, bits_of, larger, prefetch, smaller
+from kavier.simulation.kernel.records import CELL, CELLS_A_STEP, GAP, GAP_BINS, GAP_BYTES, GAP_LOW, GAP_SHIFT
+from kavier.simulation.kernel.typed import Cell, Coast, Replica, Step, Timeline, compiled, inlined
 
 
 @inlined
 def has_room(t: Timeline) -> bool:
     """Whether the cells that one step may begin fit."""
     return t.num_cells + CELLS_A_STEP <= t.room
+
+
+@inlined
+def last_cell(t: Timeline) -> Record:
+    """The cell in which the last step ended."""
+    return at(t.cells, t.room, t.num_cells - 1, CELL)
 
 
 @inlined
@@ -70,7 +76,7 @@ def _add_share(cell: Cell, s: Step, busy_s: float, share: float) -> None:
 @compiled
 def _add_parts(t: Timeline, s: Step, since_s: float) -> None:
     """A step that ends in a later interval than it begins: that interval's part goes to a cell of its own."""
-    cell = at(t.cells, t.room, t.num_cells - 1, CELL)
+    cell = last_cell(t)
     end_s = since_s + s.duration_s
     interval = _interval_of(t, end_s)
     edge_s = t.interval_s * interval
@@ -79,7 +85,7 @@ def _add_parts(t: Timeline, s: Step, since_s: float) -> None:
     _add_share(cell, s, s.duration_s * share, share)
     _begin_cell(t, interval)
     left = 1.0 - share
-    _add_share(at(t.cells, t.room, t.num_cells - 1, CELL), s, s.duration_s * left, left)
+    _add_share(last_cell(t), s, s.duration_s * left, left)
     t.interval = interval
     t.interval_end_s = t.interval_s * (interval + 1)
 
@@ -94,7 +100,7 @@ def accumulate(t: Timeline, s: Step) -> None:
     since_s = s.start_s - t.start_s
     if since_s >= t.interval_end_s:
         _move_on(t, since_s)
-    cell = at(t.cells, t.room, t.num_cells - 1, CELL)
+    cell = last_cell(t)
     cell.steps += 1
     cell.prefill_tokens += s.prefill_tokens
     cell.decodes += s.decodes
@@ -109,13 +115,41 @@ def accumulate(t: Timeline, s: Step) -> None:
 
 
 @inlined
-def count_gap(r: Replica, gap_s: float, count: Integer) -> None:
-    """Count gaps between tokens of a request."""
-    i = (bits_of(gap_s) >> GAP_SHIFT) - GAP_LOW
-    i = smaller(larger(i, 0), GAP_BINS - 1)
+def _gap_bin(gap_s: float) -> Integer:
+    return smaller(larger((bits_of(gap_s) >> GAP_SHIFT) - GAP_LOW, 0), GAP_BINS - 1)
+
+
+@inlined
+def foresee_gap(r: Replica, gap_s: float) -> None:
+    """This gap will be counted: its bin is in no cache."""
+    prefetch(r.gaps + _gap_bin(gap_s) * GAP_BYTES)
+
+
+@inlined
+def _count_in_bin(r: Replica, i: Integer, least_s: float, count: Integer) -> None:
     gap = at(r.gaps, GAP_BINS, i, GAP)
-    if gap.count == 0 or gap_s < gap.least_s:
-        gap.least_s = gap_s
+    if gap.count == 0 or least_s < gap.least_s:
+        gap.least_s = least_s
         r.least_gap = smaller(r.least_gap, i)
         r.most_gap = larger(r.most_gap, i)
     gap.count += count
+
+
+@inlined
+def count_gap(r: Replica, gap_s: float, count: Integer) -> None:
+    """Count gaps between tokens of a request."""
+    _count_in_bin(r, _gap_bin(gap_s), gap_s, count)
+
+
+@inlined
+def count_gaps(r: Replica, coast: Coast, count: Integer) -> None:
+    """Count the gaps of coasted steps, each so many times: mostly the same bin time and again."""
+    for i in range(coast.count):
+        coast.gap_bin[i] = _gap_bin(coast.gap_s[i])
+    i = 0
+    while i < coast.count:
+        here, least_s, first = coast.gap_bin[i], coast.gap_s[i], i
+        while i < coast.count and coast.gap_bin[i] == here:
+            least_s = coast.gap_s[i] if coast.gap_s[i] < least_s else least_s
+            i += 1
+        _count_in_bin(r, here, least_s, (i - first) * count)

@@ -10,6 +10,7 @@ from kavier.timing.compiled import ATTENTION
 
 Attention: TypeAlias = Any
 Cell: TypeAlias = Any
+Coast: TypeAlias = Any
 Columns: TypeAlias = Any
 Fleet: TypeAlias = Any
 Power: TypeAlias = Any
@@ -24,6 +25,7 @@ compiled, inlined = decorators(
     {
         "Attention": ATTENTION,
         "Cell": records.CELL,
+        "Coast": records.COAST,
         "Columns": records.COLUMNS,
         "Fleet": records.FLEET,
         "Power": records.POWER,
