@@ -31,6 +31,7 @@ class Arena:
         self._memory = np.zeros(self._stride * replicas + LINE, np.uint8)
         self._usable = int(settings["num_usable"])
         self._caching = bool(settings["caching"])
+        self._shared = {"scratch": np.zeros(int(settings["max_num_seqs"]), np.int64), "coast": np.zeros(1, k.COAST)}
         self.records = np.zeros(replicas, k.REPLICA)
         for index in range(replicas):
             self._prepare(index)
@@ -55,6 +56,8 @@ class Arena:
         for name, size in self._sizes.items():
             record[name] = place
             place += -(-size // LINE) * LINE
+        for name, array in self._shared.items():
+            record[name] = address(array)
         if self._caching:
             record["map_bits"] = (self._sizes["map"] // k.ENTRY_BYTES).bit_length() - 1
             record["queue_mask"] = self._sizes["queue"] // k.ENTRY_BYTES - 1
@@ -65,7 +68,7 @@ def _sizes(settings: Any) -> dict[str, int]:
     seats, block_size = int(settings["max_num_seqs"]), int(settings["block_size"])
     sizes = {"wanting": 4 * block_size, "due": 4 * block_size, "wheel": 4 * k.WHEEL, "wheel_bits": k.WHEEL // 8}
     sizes |= {"slots": k.SLOT.itemsize * seats}
-    sizes |= {name: 8 * seats for name in ("prefilling", "sampling", "draining", "scratch")}
+    sizes |= {name: 8 * seats for name in ("prefilling", "sampling", "draining")}
     if settings["caching"]:
         usable = int(settings["num_usable"])
         places = 1 << max(6, (2 * usable - 1).bit_length())

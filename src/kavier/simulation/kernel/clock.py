@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from kavier.native.kit import Integer, at, copy, larger
+from kavier.native.kit import Integer, Record, at, copy, larger
 from kavier.simulation.kernel.batch import (
     admit_waiting,
     chunk_limit,
@@ -36,6 +36,7 @@ from kavier.simulation.kernel.queues import (
 )
 from kavier.simulation.kernel.records import (
     BUSY,
+    COAST,
     COASTED,
     DECODING,
     DRAINED,
@@ -281,10 +282,15 @@ def _schedule(r: Replica, c: Settings) -> bool:
 # --- The loop ---------------------------------------------------------------------------------------------
 
 
+@inlined
+def _coasted(r: Replica) -> Record:
+    return at(r.coast, 1, 0, COAST)
+
+
 @compiled
 def _add_coasted(r: Replica, c: Settings) -> None:
     """Add the coasted steps to the cell in which they lie, as `accumulate` adds one, and count their gaps."""
-    coast, p = r.coast, c.power
+    coast, p = _coasted(r), c.power
     for i in range(coast.count):
         coast.energy_j[i] = energy_j(p, coast.flops[i], coast.bytes[i], coast.duration_s[i])
     cell, running, waiting = last_cell(r.timeline), r.step.running, r.step.waiting
@@ -307,7 +313,7 @@ def _add_coasted(r: Replica, c: Settings) -> None:
 @inlined
 def _log_coasted(r: Replica, c: Settings, context: Integer) -> None:
     """Log the only coasted step that is not added yet."""
-    s, coast = r.step, r.coast
+    s, coast = r.step, _coasted(r)
     s.duration_s, s.flops, s.bytes = coast.duration_s[0], coast.flops[0], coast.bytes[0]
     s.decode_context_tokens, s.used_blocks = context, c.num_usable - r.num_free
     s.evicted_blocks = coast.evicted
@@ -339,7 +345,7 @@ def _coast(r: Replica, c: Settings, limit_s: float) -> None:
     What `begin_step` does for any step is written out here, with what most steps change in local variables: most
     steps of most runs pass through this loop.
     """
-    s, t, coast = r.step, r.timeline, r.coast
+    s, t, coast = r.step, r.timeline, _coasted(r)
     s.preempted = s.queried_tokens = s.hit_tokens = 0
     s.waiting = r.num_waiting
     finish_tick, decodes, context = next_finish(r), r.num_decoding + 0, r.decoding_tokens + 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from kavier.native.kit import INT32, INT64, Integer, Record, at, larger, prefetch, smaller
 from kavier.simulation.kernel.blocks import blocks_for, drop, release_anonymous, settle, take
-from kavier.simulation.kernel.contents import enter, entered, find, node_at, prefetch_key, probe
+from kavier.simulation.kernel.contents import find, map_entry, node_at, prefetch_key, probe
 from kavier.simulation.kernel.index import hold
 from kavier.simulation.kernel.queues import request_at, slot_at
 from kavier.simulation.kernel.records import NODE_BYTES
@@ -69,14 +69,13 @@ def _new_node(r: Replica, c: Settings, key: Integer) -> Integer:
 def _insert(r: Replica, c: Settings, key: Integer) -> Integer:
     """A held block becomes hittable, behind blocks that have the same key already."""
     node = _new_node(r, c, key)
-    place = probe(r, c, key)
-    first = entered(r, place)
-    if first < 0:
-        enter(r, key, place, node)
+    entry = map_entry(r, probe(r, c, key))
+    if entry.value == 0:
+        entry.value = node + 1
         if c.holders and key < c.num_contents:
             hold(c, key, r.index)
     else:
-        last = first
+        last = entry.value - 1
         while node_at(r, c, last).link >= 0:
             last = node_at(r, c, last).link
         node_at(r, c, last).link = node

@@ -238,7 +238,7 @@ is like the last. DRAINED: asynchronous; the step in flight ends, and nothing wa
 STALLED: a step is decided but not begun, for want of room in an array.
 """
 
-WHEEL_BITS = 12
+WHEEL_BITS = 10
 WHEEL = 1 << WHEEL_BITS
 """Steps that the calendar of finishes looks ahead; later ones are looked at again when it has turned."""
 
@@ -307,7 +307,7 @@ REPLICA = np.dtype(
         ("prefilling", "i8"),  # slots, in running order
         ("sampling", "i8"),  # slots whose prefill ends with the last scheduled step, in running order
         ("draining", "i8"),
-        ("scratch", "i8"),
+        ("scratch", "i8"),  # of all replicas together
         ("nodes", "i8"),
         ("map", "i8"),
         ("queue", "i8"),
@@ -322,7 +322,7 @@ REPLICA = np.dtype(
         ("end_arrival", "i8"),
         ("step", STEP),  # the last scheduled one, or the one being decided
         ("timeline", TIMELINE),
-        ("coast", COAST),
+        ("coast", "i8"),  # COAST, of all replicas together: it is empty between calls
     ],
     align=True,
 )
