@@ -403,7 +403,7 @@ NATIVE_LINE = '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
         ("[1, 2]", "t.trace: not a JSON object"),
         (
             with_field(MOONCAKE[1], timestamp=-5),
-            "row 2 (line 2), column 'timestamp': negative value (got -5)",
+            "row 2 (line 2), column 'timestamp': negative value (got -5.0)",
         ),
         (
             with_field(MOONCAKE[1], timestamp="noon"),

@@ -40,6 +40,9 @@ _FILES = (
     "site.carbon_series",
 )
 
+_POLICIES = ("fleet.router", "engine.scheduling_policy", "timing")
+"""Keys that may name a policy: FILE.py:function."""
+
 
 def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Take the relative paths of a scenario tree from `folder`, in place."""
@@ -51,6 +54,7 @@ def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _files(tree: Mapping[str, Any]) -> list[str]:
     """Where a scenario tree names a file; a model is a name of the catalog unless it ends in .json."""
     named = [path for path in _FILES if isinstance(get_path(tree, path), str)]
+    named += [path for path in _POLICIES if ".py:" in str(get_path(tree, path))]
     model = tree.get("model")
     return [*named, "model"] if isinstance(model, str) and model.endswith(".json") else named
 

@@ -159,7 +159,7 @@ def _refuse(engine: Engine, rules: VersionRules) -> None:
     version = engine.vllm_version
     wrong = {
         "async_scheduling": engine.async_scheduling and rules.async_scheduling is None,
-        "scheduling_policy": engine.scheduling_policy == "priority" and not rules.priority,
+        "scheduling_policy": engine.scheduling_policy != "fcfs" and not rules.priority,
         "enable_chunked_prefill": version == "0.11" and not engine.enable_chunked_prefill,
     }
     for name, holds in wrong.items():

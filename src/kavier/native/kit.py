@@ -24,7 +24,11 @@ Integer: TypeAlias = Any
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+INT8 = np.dtype([("value", "u1")])
+INT32 = np.dtype([("value", "i4")])
+INT64 = np.dtype([("value", "i8")])
 FLOAT64 = np.dtype([("value", "f8")])
+
 
 class Decorator(Protocol):
     """Of a function."""
@@ -33,10 +37,6 @@ class Decorator(Protocol):
         """The same, compiled."""
         ...
 
-
-INT8 = np.dtype([("value", "u1")])
-INT32 = np.dtype([("value", "i4")])
-INT64 = np.dtype([("value", "i8")])
 
 _CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") != "0"
 _PLAIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -55,16 +55,22 @@ def decorators(records: Mapping[str, np.dtype[Any]]) -> tuple[Decorator, Decorat
         def decorate(function: Function) -> Function:
             names = [name for key, name in function.__annotations__.items() if key != "return"]
             signature = None if "Any" in names else tuple(known[name] for name in names)
-            return cast("Function", njit(signature, **options, **_PLAIN)(function))
+            decorate_it = cast("Callable[..., Any]", njit)(signature, **options, **_PLAIN)
+            return cast("Function", decorate_it(function))
 
         return decorate
 
     return decorator(), decorator(forceinline=True)
 
 
-@intrinsic
-def at(_context: Any, base: Any, size: Any, index: Any, dtype: Any) -> Any:
-    """Record `index` of an array of `size` records that begins at address `base`."""
+def _intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's decorator. What it decorates is called without the context."""
+    return cast("Callable[..., Any]", intrinsic(function))
+
+
+@_intrinsic
+def at(_context: Any, _base: Any, _size: Any, _index: Any, dtype: Any) -> Any:
+    """Record of this index of an array of so many records that begins at an address."""
     record = dtype.dtype
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -77,7 +83,7 @@ def at(_context: Any, base: Any, size: Any, index: Any, dtype: Any) -> Any:
     return record(types.int64, types.int64, types.int64, dtype), generate
 
 
-@intrinsic
+@_intrinsic
 def address_of(_context: Any, record: Any) -> Any:
     """Where a record is."""
 
@@ -87,17 +93,18 @@ def address_of(_context: Any, record: Any) -> Any:
     return types.int64(record), generate
 
 
-@intrinsic
+@_intrinsic
 def copy(_context: Any, target: Any, source: Any) -> Any:
     """Overwrite a record with another of its kind."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        cgutils.raw_memcpy(builder, *arguments, ir.Constant(ir.IntType(64), target.size), 1)
+        to, source = arguments
+        cgutils.raw_memcpy(builder, to, source, ir.Constant(ir.IntType(64), target.size), 1)
 
     return types.none(target, source), generate
 
 
-@intrinsic
+@_intrinsic
 def bits_of(_context: Any, _number: Any) -> Any:
     """The 64 bits of a double, as an integer."""
 
@@ -107,7 +114,7 @@ def bits_of(_context: Any, _number: Any) -> Any:
     return types.int64(types.float64), generate
 
 
-@intrinsic
+@_intrinsic
 def double_of(_context: Any, _bits: Any) -> Any:
     """The double of 64 bits."""
 
@@ -117,7 +124,7 @@ def double_of(_context: Any, _bits: Any) -> Any:
     return types.float64(types.int64), generate
 
 
-@intrinsic
+@_intrinsic
 def trailing_zeros(_context: Any, _word: Any) -> Any:
     """Zero bits below the lowest one; 64 for zero."""
 
@@ -127,7 +134,7 @@ def trailing_zeros(_context: Any, _word: Any) -> Any:
     return types.int64(types.int64), generate
 
 
-@intrinsic
+@_intrinsic
 def prefetch(_context: Any, _address: Any) -> Any:
     """Tell the processor that memory at an address will be written soon."""
 
@@ -142,9 +149,9 @@ def prefetch(_context: Any, _address: Any) -> Any:
 
 
 def _chooser(comparison: str) -> Any:
-    """An intrinsic that takes one of two integers. (Numba's own min and max take a long time to compile.)"""
+    """An intrinsic that takes one of two integers. Numba's own min and max take long to compile."""
 
-    @intrinsic
+    @_intrinsic
     def choose(_context: Any, _first: Any, _second: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             return builder.select(builder.icmp_signed(comparison, *arguments), *arguments)
@@ -161,7 +168,7 @@ larger = _chooser(">")
 def _caller(result: Any) -> Any:
     """An intrinsic that calls the C function at an address with two integers."""
 
-    @intrinsic
+    @_intrinsic
     def call(_context: Any, _function: Any, _first: Any, _second: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             integer = context.get_value_type(types.int64)

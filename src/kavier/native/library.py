@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import llvmlite.binding as llvm
+import numpy as np
+from numpy.typing import NDArray
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +94,12 @@ class Library:
         return digest.hexdigest()
 
 
+def address(array: NDArray[np.generic]) -> int:
+    """Where an array's data begins. The caller keeps the array."""
+    assert array.flags.c_contiguous, "compiled code reads contiguous arrays"
+    return array.ctypes.data
+
+
 def cache_folders() -> list[Path]:
     """Where object files are looked for, in this order, and kept: the first that can be written."""
     given = os.environ.get("KAVIER_CACHE_DIR")
@@ -107,7 +115,7 @@ def _platform() -> tuple[bytes, ...]:
 
 
 def _features() -> str:
-    return llvm.get_host_cpu_features().flatten()
+    return str(llvm.get_host_cpu_features().flatten())
 
 
 def _compile(dispatch: Callable[[], Callable[..., int]], arguments: int) -> bytes:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kavier.native.library import address
 from kavier.simulation.kernel import records as k
-from kavier.simulation.kernel.engine import address
 
 Array = NDArray[Any]
 
@@ -31,7 +31,10 @@ class Arena:
         self._memory = np.zeros(self._stride * replicas + LINE, np.uint8)
         self._usable = int(settings["num_usable"])
         self._caching = bool(settings["caching"])
-        self._shared = {"scratch": np.zeros(int(settings["max_num_seqs"]), np.int64), "coast": np.zeros(1, k.COAST)}
+        self._shared = {
+            "scratch": np.zeros(int(settings["max_num_seqs"]), np.int64),
+            "coast": np.zeros(1, k.COAST),
+        }
         self.records = np.zeros(replicas, k.REPLICA)
         for index in range(replicas):
             self._prepare(index)
@@ -66,9 +69,14 @@ class Arena:
 def _sizes(settings: Any) -> dict[str, int]:
     """Bytes of each array of a replica."""
     seats, block_size = int(settings["max_num_seqs"]), int(settings["block_size"])
-    sizes = {"wanting": 4 * block_size, "due": 4 * block_size, "wheel": 4 * k.WHEEL, "wheel_bits": k.WHEEL // 8}
+    sizes = {
+        "wanting": 4 * block_size,
+        "due": 4 * block_size,
+        "wheel": 4 * k.WHEEL,
+        "wheel_bits": k.WHEEL // 8,
+    }
     sizes |= {"slots": k.SLOT.itemsize * seats}
-    sizes |= {name: 8 * seats for name in ("prefilling", "sampling", "draining")}
+    sizes |= dict.fromkeys(("prefilling", "sampling", "draining"), 8 * seats)
     if settings["caching"]:
         usable = int(settings["num_usable"])
         places = 1 << max(6, (2 * usable - 1).bit_length())
@@ -82,17 +90,19 @@ class Output:
 
     Args:
         record: The replica's `REPLICA` record.
-        index: Its number.
         start_s: Where the first sample interval begins.
         interval_s: Length of an interval.
         logging: Keep steps.
     """
 
-    def __init__(self, record: Any, index: int, start_s: float, interval_s: float, *, logging: bool) -> None:
-        self._record, self._index, self._logging = record, index, logging
+    def __init__(self, record: Any, start_s: float, interval_s: float, *, logging: bool) -> None:
+        self._record, self._logging = record, logging
         timeline = record["timeline"]
         timeline["start_s"], timeline["interval_s"] = start_s, interval_s
-        self._cells, self._steps = np.zeros(FIRST_CELLS, k.CELL), np.zeros(FIRST_STEPS if logging else 1, k.STEP)
+        self._cells, self._steps = (
+            np.zeros(FIRST_CELLS, k.CELL),
+            np.zeros(FIRST_STEPS if logging else 1, k.STEP),
+        )
         self._kept: dict[str, list[Array]] = {"cells": [], "steps": []}
         self._attach()
 

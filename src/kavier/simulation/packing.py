@@ -9,17 +9,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from kavier.ecosystem.vllm_versions import is_async, reserves_full_isl, rules_of
+from kavier.native.library import address
 from kavier.scenario import Engine
 from kavier.simulation.kernel import operations
 from kavier.simulation.kernel import records as k
-from kavier.simulation.kernel.engine import LIBRARY, address
+from kavier.simulation.kernel.engine import LIBRARY
+from kavier.simulation.policy.python import PythonTiming
 from kavier.simulation.request import STATUSES
 from kavier.timing.compiled import AffineTiming, Compilable, StepTables
 
 Array = NDArray[Any]
-
-
-
 
 
 class Packed:
@@ -35,15 +34,25 @@ class Packed:
         self.c = self.settings[0]
         self._kept: list[Array] = []
 
+    def check_timing(self) -> None:
+        """Complain when a step-time model in Python has answered no time.
+
+        Raises:
+            InputError: It has.
+        """
+        if self.c["num_refused"]:
+            assert isinstance(self._timing, PythonTiming)
+            self._timing.refuse(self.c["refused"].tolist())
+
     def point(self, name: str, array: Array) -> Array:
         """Give the settings an array under this name."""
         self._kept.append(array)
         self.c[name] = address(array)
         return array
 
-    def set_timing(self, timing: Compilable, function: int = 0) -> None:
-        """Price steps by these tables; a C function at an address tells the seconds instead of them."""
-        data = timing.compiled()
+    def set_timing(self, timing: Compilable) -> None:
+        """Price steps by these tables or coefficients."""
+        self._timing, data = timing, timing.compiled()
         if isinstance(data, AffineTiming):
             self.c["timing"] = k.AFFINE
             self.c["affine"] = (
@@ -51,8 +60,8 @@ class Packed:
             )  # fmt: skip
             return
         self._set_tables(data)
-        self.c["timing"] = k.FUNCTION if function else k.DATASHEET
-        self.c["function"] = function
+        self.c["timing"] = k.FUNCTION if data.function else k.DATASHEET
+        self.c["function"] = data.function
 
     def _set_tables(self, data: StepTables) -> None:
         self.c["body_flops"], self.c["head_flops"] = data.body_flops, data.head_flops
@@ -66,6 +75,7 @@ class Packed:
 
     def set_requests(self, workload: pl.DataFrame, max_model_len: int) -> tuple[Array, int]:
         """Request records of a table; an answer that would pass max_model_len is cut there, and counted."""
+        self.workload = workload
         memory = np.zeros(k.REQUEST.itemsize * (len(workload) + 1), np.uint8)
         first = -address(memory) % k.REQUEST.itemsize
         requests = memory[first : first + k.REQUEST.itemsize * len(workload)].view(k.REQUEST)
@@ -81,7 +91,8 @@ class Packed:
 
     def set_arrivals(self, rows: Array) -> None:
         """Rows of requests, in the order in which they arrive."""
-        self.c["num_arrivals"] = len(self.point("arrivals", rows.astype(np.int64)))
+        self.arrivals = self.point("arrivals", rows.astype(np.int64))
+        self.c["num_arrivals"] = len(rows)
 
     def set_ranks(self, requests: Array, keys: Array) -> None:
         """By priority: the order of (key, arrival, row), a number each."""
@@ -89,13 +100,12 @@ class Packed:
         requests["rank"][order] = np.arange(len(requests))
         self.point("children", np.full(len(requests), -1, np.int32))
 
-    def set_keys(self, keys: Array, starts: Array, contents: int) -> None:
+    def set_keys(self, keys: Array, starts: Array) -> None:
         """Keys of the blocks that the trace tells: keys[starts[i]:starts[i + 1]] are those of request i.
 
         Args:
-            keys: Numbers from 0 to `contents`, those of successive new blocks in succession.
+            keys: Numbers from 0 on, at best those of successive new blocks in succession.
             starts: One more than requests.
-            contents: How many different ones.
         """
         blocks = self.untold_blocks(starts)
         untold = np.zeros(len(starts), np.int64)
@@ -103,17 +113,20 @@ class Packed:
         self.point("first_told", starts.astype(np.int64, copy=False))
         self.point("first_untold", untold)
         self.c["num_told"] = len(self.point("told", keys.astype(np.int32, copy=False)))
-        self.c["num_untold"], self.c["num_contents"] = untold[-1], contents
+        self.c["num_untold"] = untold[-1]
+        self.c["num_contents"] = int(keys.max()) + 1 if len(keys) else 0
         self.point("held", np.zeros(len(keys) + int(untold[-1]) + 1, np.int32))
 
     def untold_blocks(self, starts: Array) -> Array:
         """Blocks of each request whose content the trace does not tell."""
         requests = self._kept_requests()
         tokens = requests["prompt_tokens"].astype(np.int64) + requests["output_length"]
-        return np.maximum(-(-tokens // int(self.c["block_size"])) - np.diff(starts), 0)
+        untold: Array = np.maximum(-(-tokens // int(self.c["block_size"])) - np.diff(starts), 0)
+        return untold
 
     def _kept_requests(self) -> Array:
-        return next(array for array in self._kept if array.dtype == k.REQUEST)
+        found: Array = next(array for array in self._kept if array.dtype == k.REQUEST)
+        return found
 
 
 def _pack_engine(engine: Engine, num_gpu_blocks: int) -> Array:

@@ -19,6 +19,9 @@ from kavier.ecosystem.vllm_versions import is_async, reserves_full_isl, rules_of
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
 from kavier.simulation.kv_cache_manager import KVCacheManager
+from kavier.simulation.policy.policy import Policy
+from kavier.simulation.policy.python import PythonRouter
+from kavier.simulation.policy.views import arrivals
 from kavier.simulation.recompute import RecomputeScheduler
 from kavier.simulation.record import Recorder, TableRecorder, requests_table
 from kavier.simulation.replica import AsyncReplica, Replica
@@ -55,7 +58,7 @@ def simulate_reference(
     *,
     num_gpu_blocks: int,
     replicas: int = 1,
-    router: str = "round-robin",
+    router: str | Policy = "round-robin",
     seed: int = 0,
     max_concurrency: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -68,7 +71,7 @@ def simulate_reference(
         timing: Prices each step.
         num_gpu_blocks: KV blocks a replica, null block included.
         replicas: Identical engines.
-        router: Name in `router.PLANS` or `router.ROUTERS`.
+        router: Name in `router.PLANS` or `router.ROUTERS`, or a policy.
         seed: Of the router's random choices.
         max_concurrency: Closed loop: most requests in flight.
         progress: Called with the number of ended requests, each time one ends.
@@ -78,7 +81,11 @@ def simulate_reference(
     fleet = [make_replica(index, engine, num_gpu_blocks, timing, recorder) for index in range(replicas)]
     keys = BlockKeys(workload, engine.block_size) if engine.enable_prefix_caching else None
     clients = Clients(requests, workload, max_concurrency)
-    chosen = make_router(router, workload, replicas, seed)
+    chosen = (
+        PythonRouter(router, arrivals(workload, engine.block_size))
+        if isinstance(router, Policy)
+        else make_router(router, workload, replicas, seed)
+    )
     Simulation(fleet, chosen, clients, keys, _resolved(engine.max_model_len), progress).run()
     return SimulationResult(
         requests=requests_table(requests),
@@ -114,7 +121,7 @@ def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
         max_num_batched_tokens=_resolved(engine.max_num_batched_tokens),
         max_num_seqs=_resolved(engine.max_num_seqs),
         max_model_len=_resolved(engine.max_model_len),
-        policy=engine.scheduling_policy,
+        policy="fcfs" if engine.scheduling_policy == "fcfs" else "priority",
         enable_chunked_prefill=engine.enable_chunked_prefill,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         scheduler_reserve_full_isl=reserves_full_isl(engine),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import ModelSpec
+from kavier.ecosystem.vllm_versions import is_async
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers, has_mixed_penalty
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
@@ -156,10 +157,8 @@ def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str
         "step time: datasheet peaks with kernel constants shared by all GPUs, no measurement of this one; "
         + _evidence(model)
     )
-    yield (
-        "scheduling is synchronous here but host work is not added to the step "
-        "(vLLM's asynchronous default hides it), nor is client or HTTP time"
-    )
+    hidden = "asynchronous scheduling hides it" if is_async(engine) else "here it would not be hidden"
+    yield f"host work is not added to the step ({hidden}), nor is client or HTTP time"
     yield "sampling is greedy or plain random; top-k and top-p would add time per row"
     yield from _weight_assumptions(model, gpu)
     yield from _attention_assumptions(model, gpu)

@@ -150,7 +150,7 @@ def _part(part: Any) -> list[Any]:
 
 def _request(row: Row) -> Row:
     """A request of the workload."""
-    known = {"id": str(row["id"]), "output_len": int(row["output_len"])}
+    known: Row = {"id": str(row["id"]), "output_len": int(row["output_len"])}
     known |= {name: int(row.get(name, 0)) for name in ("priority", "arrival_step")}
     known["by_step"] = "arrival_step" in row
     known["arrival_s"] = float(row["arrival_s"]) if not known["by_step"] else 0.0

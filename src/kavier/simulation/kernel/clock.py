@@ -323,7 +323,9 @@ def _log_coasted(r: Replica, c: Settings, context: Integer) -> None:
 
 
 @compiled
-def _add_crossing(r: Replica, c: Settings, took_s: float, flops: float, moved: float, context: Integer) -> None:
+def _add_crossing(
+    r: Replica, c: Settings, took_s: float, flops: float, moved: float, context: Integer
+) -> None:
     """A coasted step that does not lie within one cell: add it by itself."""
     _add_coasted(r, c)
     s = r.step
@@ -375,7 +377,12 @@ def _coast(r: Replica, c: Settings, limit_s: float) -> None:
             count_gap(r, end_s - start_s, decodes)
         else:
             i = coast.count
-            coast.duration_s[i], coast.flops[i], coast.bytes[i], coast.used_blocks[i] = took_s, flops, moved, used
+            coast.duration_s[i], coast.flops[i], coast.bytes[i], coast.used_blocks[i] = (
+                took_s,
+                flops,
+                moved,
+                used,
+            )
             coast.gap_s[i] = end_s - start_s
             coast.evicted += s.evicted_blocks
             coast.count = i + 1

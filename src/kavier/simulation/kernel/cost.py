@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from kavier.native.kit import Integer, address_of, at, bits_of, call_double, double_of, smaller
-from kavier.simulation.kernel.records import AFFINE, FUNCTION, STEP
+import math
+
+from kavier.native.kit import Integer, address_of, at, bits_of, call_double, copy, double_of, smaller
+from kavier.simulation.kernel.records import AFFINE, FUNCTION, STEP, WORK
 from kavier.simulation.kernel.typed import Attention, Power, Settings, Step, inlined
 from kavier.timing.compiled import ATTENTION, PRICE
 
@@ -120,6 +122,17 @@ def energy_j(p: Power, flops: float, moved: float, duration_s: float) -> float:
 
 
 @inlined
+def _asked_s(c: Settings, work: Integer) -> float:
+    """What a model in Python answers; what is no time is kept for the complaint."""
+    answer_s = call_double(c.function, work, 0)
+    if 0.0 < answer_s < math.inf:
+        return answer_s
+    c.num_refused += 1
+    copy(c.refused, at(work, 1, 0, WORK))
+    return SLEEP_S
+
+
+@inlined
 def price_step(c: Settings, s: Step) -> None:
     """Fill in duration, FLOPs, bytes and energy of a step that has tokens."""
     if c.timing == AFFINE:
@@ -127,5 +140,5 @@ def price_step(c: Settings, s: Step) -> None:
     else:
         s.duration_s, s.flops, s.bytes = _table_cost(c, s)
         if c.timing == FUNCTION:
-            s.duration_s = call_double(c.function, address_of(s) + WORK_OFFSET, 0)
+            s.duration_s = _asked_s(c, address_of(s) + WORK_OFFSET)
     s.energy_j = energy_j(c.power, s.flops, s.bytes, s.duration_s) if s.duration_s > 0 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kavier.native.kit import FLOAT64, INT32, INT64, Integer, at, call_double, smaller
+from kavier.native.kit import FLOAT64, INT64, Integer, at, call_double, smaller
 from kavier.simulation.kernel import operations as op
 from kavier.simulation.kernel.clock import advance, arrive
 from kavier.simulation.kernel.cost import energy_j
@@ -22,7 +22,7 @@ from kavier.simulation.kernel.records import (
 )
 from kavier.simulation.kernel.tables import pack_requests, unpack_requests
 from kavier.simulation.kernel.timeline import accumulate, has_room
-from kavier.simulation.kernel.typed import Replica, Settings, compiled
+from kavier.simulation.kernel.typed import Replica, Settings, Timeline, compiled
 
 
 @compiled
@@ -42,14 +42,12 @@ def _play_replica(r: Replica, c: Settings, until: Integer) -> Integer:
 
 
 @compiled
-def _accumulate_steps(timelines: Integer, num_replicas: Integer, steps: Integer, replicas: Integer, num: Integer) -> Integer:
-    """Add steps, in time order, to the timelines of their replicas; returns how many until one needs room."""
+def _accumulate_steps(t: Timeline, steps: Integer, num: Integer) -> Integer:
+    """Add steps of a replica, in time order; returns how many until the timeline needs room."""
     for i in range(num):
-        index = at(replicas, num, i, INT32).value
-        timeline = at(timelines, num_replicas, index, TIMELINE)
-        if not has_room(timeline):
+        if not has_room(t):
             return i
-        accumulate(timeline, at(steps, num, i, STEP))
+        accumulate(t, at(steps, num, i, STEP))
     return num
 
 
@@ -71,14 +69,14 @@ def _rank_keys(function: Integer, arrivals: Integer, keys: Integer, num: Integer
     return 0
 
 
-def dispatch(operation: int, a: int, b: int, c: int, d: int, e: int) -> int:
+def dispatch(operation: int, a: int, b: int, c: int, d: int) -> int:
     """The one function that is exported; see `operations`."""
     if operation == op.PLAY_REPLICA:
         return _play_replica(at(a, 1, 0, REPLICA), at(b, 1, 0, SETTINGS), c)
     if operation == op.PLAY_FLEET:
         return play_fleet(at(a, 1, 0, FLEET), b)
     if operation == op.ACCUMULATE_STEPS:
-        return _accumulate_steps(a, b, c, d, e)
+        return _accumulate_steps(at(a, 1, 0, TIMELINE), b, c)
     if operation == op.FILL_ENERGIES:
         return _fill_energies(a, b, c)
     if operation == op.PACK_REQUESTS:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kavier.native.library import Library
 
 _KAVIER = Path(__file__).parents[2]
 
 LIBRARY = Library(
     "kavier.simulation.kernel.dispatch",
-    arguments=6,
+    arguments=5,
     sources=(
         Path(__file__).parent,
         _KAVIER / "native",
@@ -23,9 +20,3 @@ LIBRARY = Library(
     label="the engine",
 )
 """Call it with an operation of `operations` and its arguments."""
-
-
-def address(array: NDArray[np.generic]) -> int:
-    """Where an array's data begins. The caller keeps the array."""
-    assert array.flags.c_contiguous, "compiled code reads contiguous arrays"
-    return array.ctypes.data

@@ -2,7 +2,7 @@
 
 PLAY_REPLICA = 0  # address of REPLICA, of SETTINGS, until -> 1; 0 when an array is full
 PLAY_FLEET = 1  # address of FLEET, until -> see `fleet.play_fleet`
-ACCUMULATE_STEPS = 2  # addresses of TIMELINEs, their number, STEPs, their replicas, number -> how many fitted
+ACCUMULATE_STEPS = 2  # address of TIMELINE, of STEPs, their number -> how many fitted
 FILL_ENERGIES = 3  # address of POWER, of STEPs, their number -> 0
 PACK_REQUESTS = 4  # address of SETTINGS, of COLUMNS, max_model_len -> answers cut there
 UNPACK_REQUESTS = 5  # address of SETTINGS, of COLUMNS -> requests that did not finish

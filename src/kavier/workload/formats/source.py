@@ -31,6 +31,7 @@ class TraceFile:
         kind: How the bytes are organised.
         data: The bytes, unzipped.
         columns: CSV header, Parquet columns, or keys of the first JSON record.
+        block_tokens: Tokens of a hashed block, where the file does not tell; None = as its format has them.
         unread: Columns met that no reader asked for.
     """
 
@@ -38,6 +39,7 @@ class TraceFile:
     kind: Kind
     data: bytes
     columns: tuple[str, ...]
+    block_tokens: int | None = None
     unread: dict[str, None] = field(default_factory=dict)
 
     def table(self, rules: Mapping[str, Rule], *, only: bool = False) -> pl.DataFrame:
@@ -106,12 +108,19 @@ class TraceFile:
             yield containers.csv_frame(self.data, self.columns, str(self.path)).select(names)
 
     def _json_parts(self, rules: Mapping[str, Rule], *, only: bool) -> Iterator[pl.DataFrame]:
+        plain = self.kind == "jsonl" and set(self.columns) <= set(rules)
+        if plain and (frame := containers.plain_json_lines(self.data, self._types(rules))) is not None:
+            yield frame
+            return
         start = 0
         for records in self._records():
             names = self._wanted(dict.fromkeys(chain.from_iterable(records)), rules, only=only)
             at = partial(self._at, start)
             yield pl.DataFrame([json_series(name, [r.get(name) for r in records], at) for name in names])
             start += len(records)
+
+    def _types(self, rules: Mapping[str, Rule]) -> dict[str, pl.DataType]:
+        return {name: rule.dtype for name, rule in rules.items() if name in self.columns}
 
     def _records(self) -> Iterator[list[dict[str, Any]]]:
         where = str(self.path)
