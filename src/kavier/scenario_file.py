@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kavier.errors import InputError, reason
 from kavier.scenario import Scenario
-from kavier.yaml_text import parse_yaml
 
 
 def read_scenario_tree(path: Path) -> dict[str, Any]:
@@ -20,6 +17,8 @@ def read_scenario_tree(path: Path) -> dict[str, Any]:
     Raises:
         InputError: Missing or unreadable file, YAML that does not parse (line named), not a mapping.
     """
+    from kavier.yaml_text import parse_yaml  # not every run reads or writes YAML, and it takes 20 ms
+
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -88,6 +87,8 @@ def get_path(tree: Mapping[str, Any], path: str) -> Any:
 
 def dump_scenario(scenario: Scenario, folder: Path) -> str:
     """The scenario as the YAML of a file in `folder`, every default written out, paths relative to it."""
+    import yaml
+
     tree = scenario.model_dump(mode="json")
     for path in _files(tree):
         set_path(tree, path, os.path.relpath(get_path(tree, path), folder))

@@ -32,6 +32,14 @@ from kavier.timing.step import StepTimeModel
 from kavier.workload.blocks import BlockKeys
 
 
+class KeySource(Protocol):
+    """Tells which KV blocks hold the same tokens."""
+
+    def keys(self, row: int) -> list[int]:
+        """Keys of the leading full blocks of request `row`, as far as its tokens are known."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SimulationResult:
     """The tables that everything after is a function of.
@@ -61,6 +69,8 @@ def simulate_reference(
     router: str | Policy = "round-robin",
     seed: int = 0,
     max_concurrency: int | None = None,
+    keys: KeySource | None = None,
+    as_recorded: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
     """Play a workload through `replicas` engines.
@@ -74,12 +84,17 @@ def simulate_reference(
         router: Name in `router.PLANS` or `router.ROUTERS`, or a policy.
         seed: Of the router's random choices.
         max_concurrency: Closed loop: most requests in flight.
+        keys: Which blocks hold the same tokens; None = as the workload's hashes say.
+        as_recorded: See `AsyncReplica`.
         progress: Called with the number of ended requests, each time one ends.
     """
     recorder = TableRecorder()
     requests, truncated = make_requests(workload, _resolved(engine.max_model_len))
-    fleet = [make_replica(index, engine, num_gpu_blocks, timing, recorder) for index in range(replicas)]
-    keys = BlockKeys(workload, engine.block_size) if engine.enable_prefix_caching else None
+    fleet = [
+        make_replica(index, engine, num_gpu_blocks, timing, recorder, as_recorded=as_recorded)
+        for index in range(replicas)
+    ]
+    keys = (keys or BlockKeys(workload, engine.block_size)) if engine.enable_prefix_caching else None
     clients = Clients(requests, workload, max_concurrency)
     chosen = (
         PythonRouter(router, arrivals(workload, engine.block_size))
@@ -151,14 +166,6 @@ def make_requests(workload: pl.DataFrame, max_model_len: int) -> tuple[list[Requ
         truncated += 0 < room < output
         requests.append(Request(row, arrival_s, prompt, min(output, max(room, 0)), priority or 0))
     return requests, truncated
-
-
-class KeySource(Protocol):
-    """Tells which KV blocks hold the same tokens."""
-
-    def keys(self, row: int) -> list[int]:
-        """Keys of the leading full blocks of request `row`, as far as its tokens are known."""
-        ...
 
 
 class Simulation:

@@ -218,6 +218,7 @@ def _begin_empty_step(r: Replica, c: Settings) -> bool:
     s.flops = s.bytes = s.energy_j = 0.0
     if not c.asynchronous:
         s.start_s, s.duration_s = r.decide_s, SLEEP_S
+        s.energy_j = energy_j(c.power, 0.0, 0.0, SLEEP_S)
         _record_step(r, c)
         r.start_s, r.end_s = s.start_s, s.start_s + SLEEP_S
         _rest(r, READY, r.end_s)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from kavier.errors import InputError
@@ -124,11 +125,11 @@ def plain_json_lines(data: bytes, types: dict[str, pl.DataType]) -> pl.DataFrame
     Six times as fast as `json_lines`, but does not tell what is wrong.
     """
     try:
-        frame = pl.read_ndjson(io.BytesIO(data), schema=types)
+        frame = pl.read_ndjson(data, schema=types)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return None
     # As many keys as values, and no value missing: so no line has a key of another name.
-    whole = data.count(b'":') == frame.height * frame.width
+    whole = np.count_nonzero(np.frombuffer(data, np.uint8) == ord(":")) == frame.height * frame.width
     return frame if whole and not frame.select(pl.sum_horizontal(pl.all().null_count())).item() else None
 
 

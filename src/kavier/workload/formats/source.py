@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -163,14 +164,14 @@ def open_trace(path: Path) -> TraceFile:
         InputError: Missing, unreadable, empty or binary file, or JSON that does not parse.
     """
     data = _unzipped(_bytes(path), str(path)).removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
+    if not data or data.isspace():
         raise InputError("the trace is empty", where=str(path))
     if data.startswith(b"PAR1"):
         return TraceFile(path, "parquet", data, containers.parquet_header(data, str(path)))
     if b"\0" in data[:4096]:
         raise InputError("a binary file", where=str(path), expected="CSV, JSON, JSON lines or Parquet")
-    if data.lstrip()[:1] in (b"{", b"["):
-        return _open_json(path, data)
+    if (start := _NO_SPACE.search(data)) and start.group() in (b"{", b"["):
+        return _open_json(path, data, start.start())
     return TraceFile(path, "csv", data, containers.csv_header(data, str(path)))
 
 
@@ -192,10 +193,14 @@ def _unzipped(data: bytes, where: str) -> bytes:
         raise InputError(f"not valid gzip: {error}", where=where) from None
 
 
-def _open_json(path: Path, data: bytes) -> TraceFile:
+_NO_SPACE = re.compile(rb"\S")
+
+
+def _open_json(path: Path, data: bytes, start: int) -> TraceFile:
     """JSON lines if the first line is a whole object, else one document."""
+    end = data.find(b"\n", start)
     try:
-        first = json.loads(data.lstrip().split(b"\n", 1)[0])
+        first = json.loads(data[start : None if end < 0 else end])
     except (ValueError, RecursionError):
         first = None
     if isinstance(first, dict):
