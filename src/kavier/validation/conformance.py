@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import polars as pl
 
+from kavier.ecosystem.vllm_versions import is_async
+from kavier.errors import InputError
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
-from kavier.simulation.compiled import simulate_compiled
+from kavier.simulation.compiled import covers, simulate_compiled
 from kavier.simulation.record import requests_table
 from kavier.simulation.reference import Simulation, make_replica, make_requests
 from kavier.simulation.router import make_router
@@ -18,7 +20,7 @@ from kavier.simulation.sampling import Sampling
 from kavier.simulation.scheduler import Scheduled, Scheduler, Step, StepScheduler
 from kavier.timing.compiled import AffineTiming
 from kavier.timing.step import StepCost
-from kavier.validation.recording import REQUEST_FIELDS, STEP_FIELDS, Recording, Row, TokenKeys
+from kavier.validation.recording import LARGEST, REQUEST_FIELDS, STEP_FIELDS, Recording, Row, TokenKeys
 
 EngineName = Literal["reference", "kernel"]
 
@@ -31,14 +33,66 @@ OURS = {
 }
 """Name in a recording -> column of the requests table."""
 
+assert tuple(OURS) == REQUEST_FIELDS
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the recorded scheduler ran with.
+
+    Attributes:
+        engine: Its settings, with all that depends on the release resolved.
+        timing: Its clock.
+        num_gpu_blocks: KV blocks, null block included.
+        as_recorded: Asynchronous: sleep where the recorded scheduler's loop does, see `AsyncReplica`.
+    """
+
+    engine: Engine
+    timing: AffineTiming
+    num_gpu_blocks: int
+    as_recorded: bool = True
+
+    @property
+    def longest(self) -> int:
+        """max_model_len."""
+        assert isinstance(self.engine.max_model_len, int), "max_model_len must be resolved"
+        return self.engine.max_model_len
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first place where two logs part; None where one of them ends."""
+    """The first place where two logs part.
 
-    index: int
-    mine: Row | None
+    Attributes:
+        name: Number of the step, or id of the request; None behind the recording's end.
+        replayed: Our row; None behind the end of ours.
+        recorded: The recorded row; None behind the recording's end.
+        fields: Which of its fields differ.
+    """
+
+    name: int | str | None
+    replayed: Row | None
     recorded: Row | None
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Our steps, or requests, against the recorded ones.
+
+    Attributes:
+        recorded: How many were recorded.
+        replayed: How many we have.
+        identical: How many are the same up to the last bit, each compared with that in its place.
+        fields: What was compared.
+        first: The first that differs.
+    """
+
+    recorded: int
+    replayed: int
+    identical: int
+    fields: tuple[str, ...]
+    first: Difference | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +100,19 @@ class Comparison:
     """Our replay against the recording.
 
     Attributes:
-        steps: Steps recorded.
-        identical_steps: How many of them are ours, up to the last bit.
-        first_step: The first that is not.
-        requests: Requests recorded.
-        identical_requests: How many of them are ours.
-        first_request: The first that is not.
-        fields: What of a step was compared.
+        steps: Of its steps.
+        requests: Of its requests.
+        truncated: Requests whose answer is cut at max_model_len.
     """
 
-    steps: int
-    identical_steps: int
-    first_step: Difference | None
-    requests: int
-    identical_requests: int
-    first_request: Difference | None
-    fields: tuple[str, ...]
+    steps: Log
+    requests: Log
+    truncated: int
 
     @property
     def is_identical(self) -> bool:
         """Nothing differs."""
-        return self.first_step is None and self.first_request is None
+        return self.steps.first is None and self.requests.first is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,64 +123,76 @@ class Replay:
     requests: list[Row]
 
 
-def conform(
-    recording: Recording,
-    engine: Engine,
-    timing: AffineTiming,
-    *,
-    num_gpu_blocks: int,
-    name: EngineName = "reference",
-    as_recorded: bool = True,
-) -> Comparison:
+def conform(recording: Recording, setup: Setup, name: EngineName = "reference") -> Comparison:
     """Play the recorded workload in our engine and compare.
 
     Args:
         recording: What the real scheduler did.
-        engine: Settings that it ran with.
-        timing: Its clock.
-        num_gpu_blocks: KV blocks, null block included.
-        name: Which of our engines. The kernel keeps no batch of a step: of that only the sizes are compared.
-        as_recorded: Asynchronous: sleep where the oracle's emulated loop does, see `AsyncReplica`.
+        setup: What it ran with.
+        name: Which of our engines. The kernel keeps no batch of a step: of that only the sums are compared.
+
+    Raises:
+        InputError: A prompt that is too long, or a setting that the kernel does not cover.
     """
+    truncated = _check_lengths(recording, setup.longest)
     replay, fields = REPLAYS[name]
-    ours = replay(recording, engine, timing, num_gpu_blocks, as_recorded)
-    steps = [{name: step[name] for name in fields} for step in map(_with_sizes, ours.steps)]
-    recorded = [{name: step[name] for name in fields} for step in map(_with_sizes, recording.steps)]
-    theirs = [{"id": name, **recording.requests[name]} for name in recording.ids]
-    _without_idle_durations(steps, recorded)
-    same_steps, first_step = _compare(steps, recorded)
-    same_requests, first_request = _compare(ours.requests, theirs)
+    ours = replay(recording, setup)
+    logs = ours.steps, recording.steps if name == "reference" else _with_sums(recording)
+    if is_async(setup.engine):
+        logs = _timeless(logs[0]), _timeless(logs[1])
+    requests = [recording.requests[name] for name in recording.ids]
     return Comparison(
-        len(recorded), same_steps, first_step, len(theirs), same_requests, first_request, fields
+        steps=_compare(*logs, fields, [step["step"] for step in recording.steps]),
+        requests=_compare(ours.requests, requests, REQUEST_FIELDS, recording.ids),
+        truncated=truncated,
     )
 
 
-def _without_idle_durations(*logs: list[Row]) -> None:
-    """An asynchronous step without tokens takes no time; the oracle logs its sleep, whenever that was."""
-    for log in logs:
-        for step in log:
-            if step["tokens"] == 0:
-                step["dt"] = None
+def _check_lengths(recording: Recording, longest: int) -> int:
+    """How many answers max_model_len cuts."""
+    prompts, answers = recording.table["prompt_tokens"], recording.table["output_tokens"]
+    row = prompts.arg_max()
+    if row is not None and prompts[row] >= longest:
+        raise InputError(
+            f"the prompt of request {recording.ids[row]!r} leaves no room for a token",
+            where=str(recording.workload), value=prompts[row], expected=f"less than max_model_len, {longest}",
+        )  # fmt: skip
+    return int((prompts + answers > longest).sum())
 
 
-def _with_sizes(step: Row) -> Row:
-    """Counts that follow from a step's lists, where it has them."""
-    if "sched" not in step:
-        return step
-    return {
-        **step,
-        "tokens": sum(part[1] for part in step["sched"]),
-        "num_preempted": len(step["preempted"]),
-    }
+def _timeless(steps: list[Row]) -> list[Row]:
+    """An asynchronous step without tokens takes no time; the recording has a sleep that may not come."""
+    return [{**step, "dt": None} if _is_empty(step) else step for step in steps]
 
 
-def _compare(mine: Sequence[Row], recorded: Sequence[Row]) -> tuple[int, Difference | None]:
-    same = [i for i, (one, other) in enumerate(zip(mine, recorded, strict=False)) if one == other]
-    if len(same) == len(mine) == len(recorded):
-        return len(same), None
-    first = next((n for n, i in enumerate(same) if n != i), len(same))
-    sides = [log[first] if first < len(log) else None for log in (mine, recorded)]
-    return len(same), Difference(first, *sides)
+def _is_empty(step: Row) -> bool:
+    return not step["sched"] if "sched" in step else step["prefill_tokens"] + step["decodes"] == 0
+
+
+def _with_sums(recording: Recording) -> list[Row]:
+    """The recorded steps with the sums that the kernel keeps of a batch."""
+    prompts = dict(zip(recording.ids, recording.table["prompt_tokens"], strict=True))
+    steps = []
+    for step in recording.steps:
+        decodes = sum(part[1] == 1 and part[2] >= prompts[part[0]] for part in step["sched"])
+        prefill_tokens = sum(part[1] for part in step["sched"]) - decodes
+        sums = {"decodes": decodes, "prefill_tokens": prefill_tokens, "num_preempted": len(step["preempted"])}
+        steps.append({**step, **sums})
+    return steps
+
+
+def _compare(
+    mine: Sequence[Row], recorded: Sequence[Row], fields: tuple[str, ...], names: Sequence[int | str]
+) -> Log:
+    ours, theirs = ([{name: row[name] for name in fields} for row in rows] for rows in (mine, recorded))
+    same = [one == other for one, other in zip(ours, theirs, strict=False)]
+    first = None
+    if not all(same) or len(ours) != len(theirs):
+        place = same.index(False) if False in same else len(same)
+        one, other = (log[place] if place < len(log) else None for log in (ours, theirs))
+        parted = tuple(name for name in fields if one and other and one[name] != other[name])
+        first = Difference(names[place] if other else None, one, other, parted)
+    return Log(len(theirs), len(ours), sum(same), fields, first)
 
 
 # --- The reference engine -------------------------------------------------------------------------------
@@ -185,40 +243,41 @@ class StepLog:
         return [*part, num_computed] if admitted_with_hits else part
 
 
-def replay_reference(
-    recording: Recording, engine: Engine, timing: AffineTiming, num_gpu_blocks: int, as_recorded: bool
-) -> Replay:
+def replay_reference(recording: Recording, setup: Setup) -> Replay:
     """Every step with its batch."""
-    longest = engine.max_model_len
-    assert isinstance(longest, int)
+    engine = setup.engine
     log = StepLog(recording.ids)
-    replica = make_replica(0, engine, num_gpu_blocks, timing, log, as_recorded=as_recorded)
-    requests, _ = make_requests(recording.table, longest)
+    replica = make_replica(0, engine, setup.num_gpu_blocks, setup.timing, log, as_recorded=setup.as_recorded)
+    requests, _ = make_requests(recording.table, setup.longest)
     keys = TokenKeys(recording.tokens, engine.block_size) if engine.enable_prefix_caching else None
     router = make_router("round-robin", recording.table, 1, 0)
-    Simulation([replica], router, Clients(requests, recording.table), keys, longest, None).run()
-    return Replay(log.rows, _ends(recording, requests_table(requests)))
+    Simulation([replica], router, Clients(requests, recording.table), keys, setup.longest, None).run()
+    return Replay(log.rows, _ends(requests_table(requests)))
 
 
-def _ends(recording: Recording, requests: pl.DataFrame) -> list[Row]:
-    return [
-        {"id": name, **{theirs: row[ours] for theirs, ours in OURS.items()}}
-        for name, row in zip(recording.ids, requests.iter_rows(named=True), strict=True)
-    ]
+def _ends(requests: pl.DataFrame) -> list[Row]:
+    return [{theirs: row[ours] for theirs, ours in OURS.items()} for row in requests.iter_rows(named=True)]
 
 
 # --- The compiled engine ----------------------------------------------------------------------------------
 
-KERNEL_FIELDS = ("t", "dt", "free", "evicted", "running", "waiting", "tokens", "num_preempted")
+KERNEL_FIELDS = (
+    "t", "dt", "prefill_tokens", "decodes", "num_preempted", "free", "evicted", "running", "waiting",
+)  # fmt: skip
 
 
-def replay_kernel(
-    recording: Recording, engine: Engine, timing: AffineTiming, num_gpu_blocks: int, as_recorded: bool
-) -> Replay:
-    """Every step with its sums."""
+def replay_kernel(recording: Recording, setup: Setup) -> Replay:
+    """Every step with its sums.
+
+    Raises:
+        InputError: A setting that the kernel does not cover.
+    """
+    engine, table, blocks = setup.engine, recording.table, setup.num_gpu_blocks
+    if why := covers(table, engine, setup.timing, num_gpu_blocks=blocks):
+        raise InputError(f"the kernel does not play this: {why}", expected="--engine reference")
     played = simulate_compiled(
-        recording.table, engine, timing, num_gpu_blocks=num_gpu_blocks, as_recorded=as_recorded,
-        sampling=Sampling(interval_s=60.0, steps=True),
+        table, engine, setup.timing, num_gpu_blocks=blocks, as_recorded=setup.as_recorded,
+        sampling=Sampling(interval_s=float(LARGEST), steps=True),
         keys=TokenKeys(recording.tokens, engine.block_size).flat if engine.enable_prefix_caching else None,
     )  # fmt: skip
     assert played.steps is not None
@@ -226,24 +285,21 @@ def replay_kernel(
         {
             "t": step["scheduled_s"],
             "dt": step["duration_s"],
-            "free": num_gpu_blocks - 1 - step["used_blocks"],
+            "prefill_tokens": step["prefill_tokens"],
+            "decodes": step["decodes"],
+            "num_preempted": step["preempted"],
+            "free": blocks - 1 - step["used_blocks"],
             "evicted": step["evicted_blocks"],
             "running": step["running"],
             "waiting": step["waiting"],
-            "tokens": step["prefill_tokens"] + step["decodes"],
-            "num_preempted": step["preempted"],
         }
         for step in played.steps.iter_rows(named=True)
     ]
-    return Replay(steps, _ends(recording, played.requests))
+    return Replay(steps, _ends(played.requests))
 
 
-Play = Callable[[Recording, Engine, AffineTiming, int, bool], Replay]
-
-REPLAYS: dict[EngineName, tuple[Play, tuple[str, ...]]] = {
-    "reference": (replay_reference, (*STEP_FIELDS, "tokens")),
+REPLAYS: dict[EngineName, tuple[Callable[[Recording, Setup], Replay], tuple[str, ...]]] = {
+    "reference": (replay_reference, STEP_FIELDS),
     "kernel": (replay_kernel, KERNEL_FIELDS),
 }
 """How each engine replays, and what of a step it can tell."""
-
-assert set(OURS) == set(REQUEST_FIELDS)

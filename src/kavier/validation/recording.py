@@ -1,11 +1,18 @@
 """A recorded run of the real vLLM scheduler: its workload, its step log and its requests.
 
-Three files of JSON lines, plain or gzipped. The workload: `id`, `arrival_s` or `arrival_step` (the number of the
-`schedule` call that sees it first), `prompt_token_ids`, or `hash_ids` and `input_length`, `output_len`, and
-optionally `output_token_ids`, `priority`, `hash_block_size`. The step log: `step`, `t`, `dt`, `sched` (lists of
-id, tokens, tokens computed before, and where the prefix cache was hit once more the latter), `preempted`, `free`,
-`evicted`, `running`, `waiting`; or as the oracle script writes it before it is packed. The requests: `id`,
-`first_sched_s`, `first_token_s`, `finish_s`, `cached_tokens`, `preemptions`.
+Three files of JSON lines, plain or gzipped; fields not named here are passed over.
+
+Workload: `id`, `output_len`, `arrival_s` or `arrival_step` (the number of the first `schedule` call that sees
+it), and `prompt_token_ids`, or `hash_ids` and `input_length`. Optional: `hash_block_size`, `priority`,
+`output_token_ids`.
+
+Step log: `step`, `t`, `dt`, `sched`, `preempted`, `free`, `evicted`, `running`, `waiting`. A part of `sched`
+is a list of id, tokens, tokens computed before, and of a request just admitted with cached tokens these once
+more. Also read is the form that the recording script writes: `free_after`, and parts as objects with `id`,
+`n`, `computed` and `cached`.
+
+Requests: `id`, `first_sched_s`, `first_token_s`, `finish_s`, `cached_tokens`, `preemptions`; null is what
+never happened.
 """
 
 from __future__ import annotations
@@ -15,6 +22,8 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +37,9 @@ Row = dict[str, Any]
 
 STEP_FIELDS = ("t", "dt", "sched", "preempted", "free", "evicted", "running", "waiting")
 REQUEST_FIELDS = ("first_sched_s", "first_token_s", "finish_s", "cached_tokens", "preemptions")
-LARGEST_TOKENS = 2**30
+LARGEST_TOKENS = 2**24
+LARGEST = 2**53
+"""Integers up to it are exact in doubles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +47,29 @@ class Recording:
     """What was given to the scheduler, and what it did.
 
     Attributes:
+        workload: File that the requests came from.
         ids: Names of the requests, in the order in which they were added.
         table: Canonical request table in that order: arrival_s, prompt_tokens, output_tokens, priority.
         tokens: Prompt of each request, and behind it its answer as far as it was told.
-        steps: One row a step, with STEP_FIELDS.
+        steps: One row a step, with STEP_FIELDS and its number `step`.
         requests: Id -> REQUEST_FIELDS.
     """
 
+    workload: Path
     ids: list[str]
     table: pl.DataFrame
     tokens: list[list[int]]
     steps: list[Row]
     requests: dict[str, Row]
+
+    @property
+    def overlaps(self) -> bool:
+        """A step was scheduled before the one before it had ended, as only asynchronous scheduling does."""
+        return any(
+            after["t"] < before["t"] + before["dt"]
+            for before, after in pairwise(self.steps)
+            if before["sched"]
+        )
 
 
 def read_recording(workload: Path, steps: Path, requests: Path, hash_block_size: int) -> Recording:
@@ -62,35 +84,90 @@ def read_recording(workload: Path, steps: Path, requests: Path, hash_block_size:
     Raises:
         InputError: A file that cannot be read, a line that is no such row, or files of different runs.
     """
-    numbered, log, ends = (list(read_rows(path)) for path in (workload, steps, requests))
-    if not numbered or not log:
-        raise InputError("no rows", where=str(steps if numbered else workload))
-    recorded = [_checked(steps, line, row, _step) for line, row in log]
-    starts = {row["step"]: row["t"] for row in recorded}
-    rows = [_checked(workload, line, row, _request) for line, row in numbered]
-    for (line, _), row in zip(numbered, rows, strict=True):
-        _place(row, starts, f"{workload}, line {line}")
+    lines, log, ends = (_lines(path) for path in (workload, steps, requests))
+    recorded = [_step(line) for line in log]
+    _check_order(log, recorded)
+    rows = [_request(line, hash_block_size) for line in lines]
+    _place(lines, rows, recorded)
+    results = [_end(line) for line in ends]
+    _check_ids(Ids(lines, rows), Ids(ends, results), log, recorded)
     rows.sort(key=lambda row: (row["arrival_step"], row["arrival_s"]))
-    tokens = [_tokens(row, hash_block_size, i) for i, row in enumerate(rows)]
     table = pl.DataFrame(
         {
-            "arrival_s": [float(row["arrival_s"]) for row in rows],
-            "prompt_tokens": [_prompt_length(row) for row in rows],
+            "arrival_s": [row["arrival_s"] for row in rows],
+            "prompt_tokens": [row["prompt_tokens"] for row in rows],
             "output_tokens": [row["output_len"] for row in rows],
             "priority": [row["priority"] for row in rows],
         }
     )
-    ids = [row["id"] for row in rows]
-    by_id = {
-        row["id"]: {name: row[name] for name in REQUEST_FIELDS}
-        for row in (_checked(requests, line, row, _end) for line, row in ends)
-    }
-    _check_ids(ids, by_id, workload, requests)
-    return Recording(ids, table, tokens, recorded, by_id)
+    return Recording(
+        workload=workload,
+        ids=[row["id"] for row in rows],
+        table=table,
+        tokens=[_tokens(row, number) for number, row in enumerate(rows)],
+        steps=recorded,
+        requests={row["id"]: row for row in results},
+    )
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number, object) of each line.
+# --- Lines ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A JSON object of a file, and where it is; its methods complain of a field that is wrong."""
+
+    where: str
+    row: Row
+
+    def value(self, name: str) -> Any:
+        """The field as it is."""
+        if name not in self.row:
+            raise InputError(f"no field {name!r}", where=self.where, near=(name, self.row))
+        return self.row[name]
+
+    def number(self, name: str, most: float = LARGEST) -> float:
+        """A time."""
+        value = self.value(name)
+        if type(value) not in (int, float) or not 0 <= value <= most:
+            raise self.wrong(name, value, f"a number from 0 to {most:.3g}")
+        return float(value)
+
+    def count(self, name: str, least: int = 0, most: int = LARGEST) -> int:
+        """A whole number."""
+        value = self.value(name)
+        if type(value) is not int or not least <= value <= most:
+            raise self.wrong(name, value, f"a whole number from {least} to {most}")
+        return value
+
+    def counts(self, name: str) -> list[int]:
+        """A list of whole numbers."""
+        value = self.value(name)
+        if not isinstance(value, list) or any(type(one) is not int or one < 0 for one in value):
+            raise self.wrong(name, value, "a list of whole numbers from 0 on")
+        return value
+
+    def name(self, name: str = "id") -> str:
+        """What a request is called."""
+        value = self.value(name)
+        if type(value) not in (str, int):
+            raise self.wrong(name, value, "text")
+        return str(value)
+
+    def wrong(self, name: str, value: object, expected: str) -> InputError:
+        """The error to raise."""
+        return InputError(f"bad {name!r}", where=self.where, value=value, expected=expected)
+
+
+def _lines(path: Path) -> list[Line]:
+    lines = list(read_lines(path))
+    if not lines:
+        raise InputError("no rows", where=str(path), expected="JSON lines")
+    return lines
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Each line that is not empty.
 
     Raises:
         InputError: The file cannot be read, or a line is not a JSON object.
@@ -99,115 +176,163 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+        raise InputError(f"cannot read it: {reason(error)}", where=str(path)) from None
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"not JSON: {error.msg}", where=f"{path}, line {number}") from None
+        except (ValueError, RecursionError) as error:
+            said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InputError(f"not JSON: {said}", where=where, value=line.strip()) from None
         if not isinstance(row, dict):
-            raise InputError("not an object", where=f"{path}, line {number}", value=row)
-        yield number, row
+            raise InputError("not a JSON object", where=where, value=row)
+        yield Line(where, row)
 
 
-def _checked(path: Path, line: int, row: Row, read: Callable[[Row], Row]) -> Row:
-    """One line read by `read`; whatever it stumbles over is named."""
-    where = f"{path}, line {line}"
-    try:
-        return read(row)
-    except KeyError as error:
-        raise InputError(
-            f"no {error}", where=where, near=(str(error.args[0]), row), expected=_expected(read)
-        ) from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"unreadable: {error}", where=where, expected=_expected(read)) from None
+# --- Rows -------------------------------------------------------------------------------------------------
 
 
-def _expected(read: Callable[[Row], Row]) -> str:
-    """What a line of the file that `read` reads is."""
-    return (read.__doc__ or "").rstrip(".")
-
-
-def _step(row: Row) -> Row:
+def _step(line: Line) -> Row:
     """A step of the log."""
-    free = row["free"] if "free" in row else row["free_after"]
-    step = {"step": int(row["step"]), "free": int(free), "sched": [_part(part) for part in row["sched"]]}
-    step |= {name: float(row[name]) for name in ("t", "dt")}
-    step |= {name: int(row[name]) for name in ("evicted", "running", "waiting")}
-    return step | {"preempted": [str(name) for name in row["preempted"]]}
+    free = "free_after" if "free" not in line.row and "free_after" in line.row else "free"
+    sched, preempted = line.value("sched"), line.value("preempted")
+    if not isinstance(sched, list):
+        raise line.wrong("sched", sched, "a list of parts")
+    if not isinstance(preempted, list):
+        raise line.wrong("preempted", preempted, "a list of ids")
+    return {
+        "step": line.count("step"),
+        "t": line.number("t"),
+        "dt": line.number("dt"),
+        "sched": [_part(line, part) for part in sched],
+        "preempted": [str(name) for name in preempted],
+        "free": line.count(free),
+        "evicted": line.count("evicted"),
+        "running": line.count("running"),
+        "waiting": line.count("waiting"),
+    }
 
 
-def _part(part: Any) -> list[Any]:
+def _part(line: Line, part: Any) -> list[Any]:
     """A request's part in a step, as the packed log has it."""
-    if not isinstance(part, dict):
-        name, *counts = part
-        return [str(name), *(int(count) for count in counts)]
-    hit = [int(part["cached"])] if part.get("cached") else []
-    return [str(part["id"]), int(part["n"]), int(part["computed"]), *hit]
+    if isinstance(part, dict):
+        hit = [part["cached"]] if part.get("cached") else []
+        part = [part.get("id"), part.get("n"), part.get("computed"), *hit]
+    is_part = isinstance(part, list) and len(part) in (3, 4) and type(part[0]) in (str, int)
+    if not is_part or any(type(count) is not int for count in part[1:]):
+        raise line.wrong("sched", part, "parts of [id, tokens, tokens computed before]")
+    return [str(part[0]), *part[1:]]
 
 
-def _request(row: Row) -> Row:
+def _request(line: Line, hash_block_size: int) -> Row:
     """A request of the workload."""
-    known: Row = {"id": str(row["id"]), "output_len": int(row["output_len"])}
-    known |= {name: int(row.get(name, 0)) for name in ("priority", "arrival_step")}
-    known["by_step"] = "arrival_step" in row
-    known["arrival_s"] = float(row["arrival_s"]) if not known["by_step"] else 0.0
-    known["output_token_ids"] = [int(token) for token in row.get("output_token_ids", ())]
-    if "prompt_token_ids" in row:
-        known["prompt_token_ids"] = [int(token) for token in row["prompt_token_ids"]]
-    else:
-        known["hash_ids"] = [int(name) for name in row["hash_ids"]]
-        known["input_length"] = int(row["input_length"])
-        known["hash_block_size"] = int(row.get("hash_block_size", 0))
-    if _prompt_length(known) < 1 or known["output_len"] < 1:
-        raise ValueError("a prompt and an answer have at least one token")
-    if max(_prompt_length(known), known["output_len"]) > LARGEST_TOKENS:
-        raise ValueError(f"more than {LARGEST_TOKENS} tokens")
-    return known
+    row = line.row
+    by_step = "arrival_step" in row
+    known: Row = {
+        "id": line.name(),
+        "output_len": line.count("output_len", 1, LARGEST_TOKENS),
+        "priority": line.count("priority", -LARGEST) if "priority" in row else 0,
+        "arrival_step": line.count("arrival_step") if by_step else 0,
+        "arrival_s": 0.0 if by_step else line.number("arrival_s"),
+        "output_token_ids": line.counts("output_token_ids") if row.get("output_token_ids") else [],
+    }
+    if "hash_ids" in row and "prompt_token_ids" not in row:
+        known["prompt_tokens"] = line.count("input_length", 1, LARGEST_TOKENS)
+        sized = "hash_block_size" in row
+        known["size"] = line.count("hash_block_size", 1, LARGEST_TOKENS) if sized else hash_block_size
+        return {**known, "hash_ids": line.counts("hash_ids")}
+    tokens = line.counts("prompt_token_ids")
+    if not 1 <= len(tokens) <= LARGEST_TOKENS:
+        raise line.wrong("prompt_token_ids", tokens[:5], f"1 to {LARGEST_TOKENS} tokens")
+    return {**known, "prompt_tokens": len(tokens), "prompt_token_ids": tokens}
 
 
-def _end(row: Row) -> Row:
+def _end(line: Line) -> Row:
     """A request's times and counts."""
-    return {"id": str(row["id"])} | {name: row[name] for name in REQUEST_FIELDS}
+    checks: dict[str, Callable[[str], float]] = {
+        name: line.number if name.endswith("_s") else line.count for name in REQUEST_FIELDS
+    }
+    ends = {name: check(name) if line.value(name) is not None else None for name, check in checks.items()}
+    return {"id": line.name(), **ends}
 
 
-def _prompt_length(row: Row) -> int:
-    length: int = row["input_length"] if "hash_ids" in row else len(row["prompt_token_ids"])
-    return length
-
-
-def _place(row: Row, starts: dict[int, float], where: str) -> None:
-    """An arrival given by step number: the time at which that step was scheduled."""
-    if not row["by_step"]:
-        return
-    if row["arrival_step"] not in starts:
-        raise InputError("no such step in the log", where=where, value=row["arrival_step"])
-    row["arrival_s"] = starts[row["arrival_step"]]
-
-
-def _tokens(row: Row, hash_block_size: int, number: int) -> list[int]:
+def _tokens(row: Row, number: int) -> list[int]:
     """Prompt and, as far as it was told, answer. Tokens behind the hashes are unlike any other."""
     if "prompt_token_ids" in row:
         prompt = row["prompt_token_ids"]
     else:
-        size, length = row["hash_block_size"] or hash_block_size, row["input_length"]
-        prompt = [t for name in row["hash_ids"] for t in range(name * size, (name + 1) * size)][:length]
+        size, length = row["size"], row["prompt_tokens"]
+        hashes = row["hash_ids"][: -(-length // size)]
+        prompt = [t for name in hashes for t in range(name * size, (name + 1) * size)][:length]
         prompt += [-(number << 32) - 1 - i for i in range(length - len(prompt))]
     known: list[int] = [*prompt, *row["output_token_ids"][: row["output_len"]]]
     return known
 
 
-def _check_ids(ids: list[str], by_id: dict[str, Row], workload: Path, requests: Path) -> None:
-    if len(set(ids)) < len(ids):
-        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
-        raise InputError(f"request {twice!r} twice", where=str(workload))
-    if missing := [name for name in ids if name not in by_id]:
-        raise InputError(
-            f"{len(missing)} requests of {workload} are missing",
-            where=str(requests), value=missing[0], near=(missing[0], by_id),
-        )  # fmt: skip
+# --- What must hold between them ----------------------------------------------------------------------------
+
+
+def _check_order(log: list[Line], steps: list[Row]) -> None:
+    before = {"step": -1, "t": -inf}
+    for line, step in zip(log, steps, strict=True):
+        if step["step"] <= before["step"]:
+            raise line.wrong("step", step["step"], f"more than the {before['step']} of the line before")
+        if step["t"] < before["t"]:
+            raise line.wrong("t", step["t"], f"at least the {before['t']} of the line before")
+        before = step
+
+
+def _place(lines: list[Line], rows: list[Row], steps: list[Row]) -> None:
+    """Arrivals given by step number: the time at which that step was scheduled."""
+    starts = {step["step"]: step["t"] for step in steps}
+    by_step = "arrival_step" in lines[0].row
+    for line, row in zip(lines, rows, strict=True):
+        if ("arrival_step" in line.row) != by_step:
+            raise InputError(
+                "arrival_step in some lines only", where=line.where, expected="in all, or in none"
+            )
+        if by_step:
+            number = row["arrival_step"]
+            if number not in starts:
+                raise line.wrong("arrival_step", number, "the number of a step of the log")
+            row["arrival_s"] = starts[number]
+
+
+class Ids:
+    """Where each request of a file is.
+
+    Args:
+        lines: The file.
+        rows: Its rows; an id that comes twice is an error.
+    """
+
+    def __init__(self, lines: list[Line], rows: list[Row]) -> None:
+        self.lines: dict[str, Line] = {}
+        self.file = lines[0].where.rpartition(", line ")[0]
+        for line, row in zip(lines, rows, strict=True):
+            if row["id"] in self.lines:
+                raise InputError(f"request {row['id']!r} a second time", where=line.where)
+            self.lines[row["id"]] = line
+
+    def check(self, name: str, where: str) -> None:
+        """Complain of a request that this file lacks."""
+        if name not in self.lines:
+            raise InputError(
+                f"request {name!r} is not in {self.file}",
+                where=where, expected="files of one run", near=(name, self.lines),
+            )  # fmt: skip
+
+
+def _check_ids(workload: Ids, requests: Ids, log: list[Line], steps: list[Row]) -> None:
+    for name, line in requests.lines.items():
+        workload.check(name, line.where)
+    for name, line in workload.lines.items():
+        requests.check(name, line.where)
+    for line, step in zip(log, steps, strict=True):
+        for name in (*(part[0] for part in step["sched"]), *step["preempted"]):
+            workload.check(name, line.where)
 
 
 class TokenKeys:
