@@ -38,7 +38,7 @@ def resolve_engine(engine: Engine, gpu: GpuSpec, max_model_len: int) -> tuple[En
     if seqs is None:
         seqs = min(default_seqs, tokens)
     resolved = engine.model_copy(update={"max_num_batched_tokens": tokens, "max_num_seqs": seqs})
-    _refuse_contradictions(resolved, tokens, seqs, max_model_len)
+    refuse_contradictions(resolved, max_model_len)
     return resolved, tuple(_notes(engine, gpu, tokens, seqs, max_model_len))
 
 
@@ -56,7 +56,15 @@ def batch_defaults(gpu: GpuSpec, *, large: bool) -> tuple[int, int]:
     return 2048, 256
 
 
-def _refuse_contradictions(engine: Engine, tokens: int, seqs: int, max_model_len: int) -> None:
+def refuse_contradictions(engine: Engine, max_model_len: int) -> None:
+    """Complain of limits that vLLM would not start with.
+
+    Raises:
+        InputError: There are such.
+    """
+    tokens, seqs = engine.max_num_batched_tokens, engine.max_num_seqs
+    assert tokens is not None, "limits must be resolved"
+    assert seqs is not None, "limits must be resolved"
     if tokens < max_model_len and not engine.enable_chunked_prefill:
         raise InputError(
             f"max_num_batched_tokens is smaller than max_model_len ({max_model_len})",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import polars as pl
@@ -85,14 +85,14 @@ class Log:
         replayed: How many we have.
         identical: How many are the same up to the last bit, each compared with that in its place.
         fields: What was compared.
-        first: The first that differs.
+        first_difference: Where they part; None if they do not.
     """
 
     recorded: int
     replayed: int
     identical: int
     fields: tuple[str, ...]
-    first: Difference | None
+    first_difference: Difference | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,22 @@ class Comparison:
     @property
     def is_identical(self) -> bool:
         """Nothing differs."""
-        return self.steps.first is None and self.requests.first is None
+        return self.steps.first_difference is None and self.requests.first_difference is None
+
+    def as_dict(self, name: EngineName, setup: Setup) -> dict[str, Any]:
+        """Everything as plain data, with what was replayed how."""
+        asynchronous = is_async(setup.engine)
+        return {
+            "engine": name,
+            "vllm_version": setup.engine.vllm_version,
+            "async_scheduling": asynchronous,
+            "engine_loop": ("oracle" if setup.as_recorded else "vllm") if asynchronous else None,
+            "max_model_len": setup.longest,
+            "truncated_requests": self.truncated,
+            "identical": self.is_identical,
+            "steps": asdict(self.steps),
+            "requests": asdict(self.requests),
+        }
 
 
 @dataclass(frozen=True, slots=True)
