@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 _OnOff = bool | None
 _MOST_BLOCKS = 10**7
+_LEAST_S, _MOST_S = 1e-6, 1e6
+"""Of a step: no time at all, and a time that no clock counts, are slips of the keyboard."""
 
 
 def conformance(
@@ -141,8 +142,8 @@ def _timing(text: str) -> AffineTiming:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != 4 or not all(0 <= number < inf for number in numbers):
-        expected = "four numbers of seconds from 0 on, A,B,C,D, such as 0.005,2e-5,1e-4,1e-8"
+    if len(numbers) != 4 or not all(0 <= number <= _MOST_S for number in numbers) or numbers[0] < _LEAST_S:
+        expected = f"four numbers of seconds A,B,C,D, A at least {_LEAST_S:g}, such as 0.005,2e-5,1e-4,1e-8"
         raise InputError("bad value", where="--step-time", value=text, expected=expected)
     return AffineTiming(*numbers)
 

@@ -41,6 +41,9 @@ LARGEST_TOKENS = 2**24
 LARGEST = 2**53
 """Integers up to it are exact in doubles."""
 
+LATEST_S = 1e9
+"""Later, doubles do not tell microseconds apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -126,11 +129,11 @@ class Line:
             raise InputError(f"no field {name!r}", where=self.where, near=(name, self.row))
         return self.row[name]
 
-    def number(self, name: str, most: float = LARGEST) -> float:
+    def seconds(self, name: str) -> float:
         """A time."""
         value = self.value(name)
-        if type(value) not in (int, float) or not 0 <= value <= most:
-            raise self.wrong(name, value, f"a number from 0 to {most:.3g}")
+        if type(value) not in (int, float) or not 0 <= value <= LATEST_S:
+            raise self.wrong(name, value, f"seconds from 0 to {LATEST_S:g}")
         return float(value)
 
     def count(self, name: str, least: int = 0, most: int = LARGEST) -> int:
@@ -204,8 +207,8 @@ def _step(line: Line) -> Row:
         raise line.wrong("preempted", preempted, "a list of ids")
     return {
         "step": line.count("step"),
-        "t": line.number("t"),
-        "dt": line.number("dt"),
+        "t": line.seconds("t"),
+        "dt": line.seconds("dt"),
         "sched": [_part(line, part) for part in sched],
         "preempted": [str(name) for name in preempted],
         "free": line.count(free),
@@ -235,7 +238,7 @@ def _request(line: Line, hash_block_size: int) -> Row:
         "output_len": line.count("output_len", 1, LARGEST_TOKENS),
         "priority": line.count("priority", -LARGEST) if "priority" in row else 0,
         "arrival_step": line.count("arrival_step") if by_step else 0,
-        "arrival_s": 0.0 if by_step else line.number("arrival_s"),
+        "arrival_s": 0.0 if by_step else line.seconds("arrival_s"),
         "output_token_ids": line.counts("output_token_ids") if row.get("output_token_ids") else [],
     }
     if "hash_ids" in row and "prompt_token_ids" not in row:
@@ -252,7 +255,7 @@ def _request(line: Line, hash_block_size: int) -> Row:
 def _end(line: Line) -> Row:
     """A request's times and counts."""
     checks: dict[str, Callable[[str], float]] = {
-        name: line.number if name.endswith("_s") else line.count for name in REQUEST_FIELDS
+        name: line.seconds if name.endswith("_s") else line.count for name in REQUEST_FIELDS
     }
     ends = {name: check(name) if line.value(name) is not None else None for name, check in checks.items()}
     return {"id": line.name(), **ends}
