@@ -102,7 +102,8 @@ def _first_different(lists: list[list[Any]]) -> int:
 
 
 def _part(entries: list[Any], start: int) -> str:
-    shown = " ".join(json_module.dumps(entry) for entry in entries[start : start + MOST_PARTS])
-    more = " ..." if len(entries) > start + MOST_PARTS else ""
-    before = "" if start == 0 else f"from [{start}] on: "
-    return f"{len(entries)} in all" + (f"; {before}{shown}{more}" if shown or start else "")
+    """How many entries, and a few of them, a line each."""
+    shown = [json_module.dumps(entry) for entry in entries[start : start + MOST_PARTS]]
+    more = ["..."] if len(entries) > start + MOST_PARTS else []
+    count = f"{len(entries)} in all" + (f", from number {start + 1} on:" if start else "")
+    return "\n".join([count, *shown, *more])
