@@ -23,6 +23,7 @@ from kavier.metrics.timeline import timeline_of, with_sums
 from kavier.scenario import Engine
 from kavier.simulation import arena, play
 from kavier.simulation.compiled import CompiledResult, covers, simulate_compiled
+from kavier.simulation.kernel import records as k
 from kavier.simulation.reference import SimulationResult, simulate_reference
 from kavier.simulation.router import PLANS, ROUTERS
 from kavier.simulation.sampling import Sampling
@@ -230,7 +231,7 @@ def test_full_buffers_change_nothing(monkeypatch, router):
     """Steps and cells that fill their arrays many times over."""
     engine = Engine(max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64)
     results = []
-    for size in (1 << 16, 3):
+    for size in (1 << 16, k.CELLS_A_STEP + 1):
         monkeypatch.setattr(play, "ARRIVALS_A_CALL", size)
         for name in ("FIRST_CELLS", "MOST_CELLS", "FIRST_STEPS", "MOST_STEPS"):
             monkeypatch.setattr(arena, name, size)
@@ -247,7 +248,9 @@ def assert_same_run(one: CompiledResult, other: CompiledResult) -> None:
     assert_equal(one.steps, other.steps)
     assert_equal(one.token_gaps, other.token_gaps)
     assert (one.end_s, one.peak_used_blocks) == (other.end_s, other.peak_used_blocks)
-    rows = [timeline_of(r.cells, window_s=(0.0, 50.0), interval_s=0.01, idle_w=1.0) for r in (one, other)]
+    assert one.end_s is not None
+    window_s = (0.0, one.end_s)
+    rows = [timeline_of(r.cells, window_s=window_s, interval_s=0.01, idle_w=1.0) for r in (one, other)]
     assert_equal(*rows)
 
 

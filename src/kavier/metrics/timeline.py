@@ -82,7 +82,8 @@ def with_sums(
 ) -> CompiledResult:
     """What the compiled engine would have added up, from the reference engine's steps."""
     steps = with_energy(played.steps, power, gpus)
-    ends = (steps["start_s"] + steps["duration_s"]).max()
+    lasting = steps.filter(pl.col("duration_s") > 0.0)  # an empty step that only reports ends no run
+    ends = (lasting["start_s"] + lasting["duration_s"]).max()
     return CompiledResult(
         requests=played.requests,
         steps=steps if sampling.steps else None,
@@ -145,19 +146,21 @@ def timeline_of(
 
 
 def _within(pieces: Sequence[NDArray[Any]], intervals: int) -> list[NDArray[Any]]:
-    """Pieces with at least one cell each, without those that begin behind the window: rounding, or the very end."""
+    """Pieces with at least one cell each. Cells that begin behind the window (rounding, or the very end) are added
+    to its last one.
+    """
     kept = [piece for piece in pieces if len(piece)] or [np.zeros(1, CELL)]
+    beyond = []
     while len(kept) > 1 and kept[-1]["interval"][0] >= intervals:
-        kept.pop()
-    last = kept[-1]
-    inside = max(int(np.searchsorted(last["interval"], intervals)), 1)
-    beyond = last[inside:]
-    kept[-1] = last[:inside]
-    if len(beyond) and beyond["steps"].any():
+        beyond.append(kept.pop())
+    inside = max(int(np.searchsorted(kept[-1]["interval"], intervals)), 1)
+    beyond.append(kept[-1][inside:])
+    kept[-1] = kept[-1][:inside]
+    if any(piece["steps"].any() for piece in beyond):
         kept[-1] = kept[-1].copy()
         for name in CELL.names or ():
             if name != "interval":
-                kept[-1][name][-1] += beyond[name].sum()
+                kept[-1][name][-1] += sum(piece[name].sum() for piece in reversed(beyond))
     return kept
 
 

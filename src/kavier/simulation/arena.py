@@ -15,6 +15,7 @@ Array = NDArray[Any]
 LINE = 64
 FIRST_CELLS, MOST_CELLS = 64, 1 << 16
 FIRST_STEPS, MOST_STEPS = 64, 1 << 14
+"""Cells are more than CELLS_A_STEP: with less room no step would ever fit."""
 
 
 class Arena:

@@ -71,7 +71,7 @@ class CompiledResult:
         truncated: Requests whose answer was cut at max_model_len.
         kv_blocks: Usable KV blocks a replica.
         cells: Of each replica, pieces of its timeline: `kernel.records.CELL`.
-        end_s: End of the last step; None if there was none.
+        end_s: End of the last step that took time; None if there was none.
         peak_used_blocks: Most KV blocks that one replica used.
     """
 
