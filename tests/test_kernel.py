@@ -257,11 +257,19 @@ def assert_same_run(one: CompiledResult, other: CompiledResult) -> None:
 @pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("replicas", [1, 7])
 def test_results_do_not_depend_on_how_many_threads_play(replicas, caching):
-    engine = Engine(max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=caching)
+    engine = Engine(
+        max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=caching
+    )
     sampling = Sampling(0.0, 0.01, power().record(1), steps=True)
     results = [
         simulate_compiled(
-            long_case(3000), engine, ROUGH, num_gpu_blocks=90, replicas=replicas, sampling=sampling, workers=workers
+            long_case(3000),
+            engine,
+            ROUGH,
+            num_gpu_blocks=90,
+            replicas=replicas,
+            sampling=sampling,
+            workers=workers,
         )
         for workers in (1, 2, 5)
     ]
@@ -270,6 +278,7 @@ def test_results_do_not_depend_on_how_many_threads_play(replicas, caching):
 
 
 # --- What it does not cover -----------------------------------------------------------------------------
+
 
 class Halves:
     """A model in Python."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -116,7 +117,7 @@ def test_a_step_time_is_the_same_in_both_engines():
     assert expected.steps["flops"].sum() > 0
 
 
-SCENARIO = {
+SCENARIO: dict[str, Any] = {
     "model": "meta-llama/Llama-3.1-8B",
     "fleet": {"gpu": "H100-SXM", "replicas": 2},
     "workload": {

@@ -4,9 +4,9 @@
     result = kavier.simulate("scenario.yaml")
     result.summary["ttft_s"]["p99"]
 
-`Scenario`, `Result`, `simulate` and `InputError` are the whole of the interface, and what a policy of yours is
-given: `RequestView`, `ReplicaView`, `StepWork`. They are imported when first used, so that `import kavier` and
-`kavier --help` are quick.
+`Scenario`, `Result`, `simulate` and `InputError` are the whole of the interface, and what a policy of yours
+is given: `RequestView`, `ReplicaView`, `StepWork`. They are imported when first used, so that `import
+kavier` and `kavier --help` are quick.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def resolve_engine(engine: Engine, gpu: GpuSpec, max_model_len: int) -> tuple[En
 def batch_defaults(gpu: GpuSpec, *, large: bool) -> tuple[int, int]:
     """The (max_num_batched_tokens, max_num_seqs) that vLLM's API server takes on a GPU.
 
-    160 GiB and more, in releases that tell these apart: B200, B300, MI300X. 70 GiB and more: H100, H200; not the A100, which a large token
-    budget makes slower (vLLM pull request 17885).
+    160 GiB and more, in releases that tell these apart: B200, B300, MI300X. 70 GiB and more: H100, H200; not
+    the A100, which a large token budget makes slower (vLLM pull request 17885).
     """
     memory_gib = bytes_to_gib(gpu.memory_bytes)
     if large and memory_gib >= 160:

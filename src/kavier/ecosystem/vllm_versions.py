@@ -1,7 +1,7 @@
 """What vLLM releases do differently: each row was read in the release's source and replayed against it.
 
-Only releases listed here are mirrored. A release between two of them behaves as one or the other: which change
-came with which release was not looked up.
+Only releases listed here are mirrored. A release between two of them behaves as one or the other: which
+change came with which release was not looked up.
 """
 
 from __future__ import annotations

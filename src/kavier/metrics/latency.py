@@ -35,7 +35,7 @@ def latency(finished: pl.DataFrame, token_gaps: pl.DataFrame) -> dict[str, Summa
 
 
 def _itl(finished: pl.DataFrame, token_gaps: pl.DataFrame) -> Summary:
-    """Percentiles from the counted gaps, which are rounded down by at most 2^-12; the mean from the requests."""
+    """Percentiles from the counted gaps, rounded down by at most 2^-12; the mean from the requests."""
     summary = summarise(token_gaps["gap_s"].to_numpy(), token_gaps["count"].to_numpy())
     gaps = int(finished["output_tokens"].sum()) - len(finished)
     total_s = float(np.sum(finished["finish_s"].to_numpy() - finished["first_token_s"].to_numpy()))

@@ -1,8 +1,8 @@
-"""From steps, or the sums of the compiled engine, to a timeline: rows of sample intervals, replica by replica.
+"""From steps, or the sums of the compiled engine, to a timeline: rows of intervals, replica by replica.
 
-Intervals that are alike are one row: one in which a step begins or ends starts a row, and so does the first of an
-idle time; the others belong to the row before. At an interval longer than the steps that is a row an interval while
-the replica is busy; at a finer one a row a step, whatever the interval.
+Intervals that are alike are one row: one in which a step begins or ends starts a row, and so does the first
+of an idle time; the others belong to the row before. At an interval longer than the steps that is a row an
+interval while the replica is busy; at a finer one a row a step, whatever the interval.
 """
 
 from __future__ import annotations
@@ -146,8 +146,9 @@ def timeline_of(
 
 
 def _within(pieces: Sequence[NDArray[Any]], intervals: int) -> list[NDArray[Any]]:
-    """Pieces with at least one cell each. Cells that begin behind the window (rounding, or the very end) are added
-    to its last one.
+    """Pieces with at least one cell each.
+
+    Cells that begin behind the window (rounding, or the very end) are added to its last one.
     """
     kept = [piece for piece in pieces if len(piece)] or [np.zeros(1, CELL)]
     beyond = []

@@ -189,8 +189,8 @@ def _loop_notes(engine: Engine) -> Iterator[str]:
         )
     elif rules.async_scheduling and engine.kv_cache:
         yield (
-            f"scheduling is vLLM {engine.vllm_version}'s synchronous loop; by default it is asynchronous, where a "
-            "request waits up to a step longer"
+            f"scheduling is vLLM {engine.vllm_version}'s synchronous loop; by default it is asynchronous, "
+            "where a request waits up to a step longer"
         )
     if ".py:" in engine.scheduling_policy:
         yield f"admission order: {engine.scheduling_policy}, as priorities of vLLM's priority policy"

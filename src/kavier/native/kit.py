@@ -45,8 +45,8 @@ _PLAIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper"
 def decorators(records: Mapping[str, np.dtype[Any]]) -> tuple[Decorator, Decorator]:
     """(compiled, inlined): compile a function into its callers, or also paste it into them.
 
-    Types are those of the annotations: Integer, float, or a name of `records`. So each function is compiled once,
-    whatever it is called with. Where one is Any, it is compiled for each type that it is called with.
+    Types are those of the annotations: Integer, float, or a name of `records`. So each function is compiled
+    once, whatever it is called with. Where one is Any, it is compiled for each type that it is called with.
     """
     known = {"Integer": types.int64, "float": types.float64}
     known |= {name: from_dtype(dtype) for name, dtype in records.items()}

@@ -34,8 +34,8 @@ class Library:
     """Functions that Numba compiles together.
 
     Args:
-        module: Imported when there is something to compile; has `dispatch(operation, *arguments)`, a Python function
-            of 64-bit integers (numbers and addresses) that returns one. It may not raise.
+        module: Imported when there is something to compile; has `dispatch(operation, *arguments)`, a Python
+            function of 64-bit integers (numbers and addresses) that returns one. It may not raise.
         arguments: How many, the operation included.
         sources: Python files and folders that the compiled code depends on.
         label: What is compiled, for people.
@@ -143,7 +143,8 @@ def _compile(dispatch: Callable[[], Callable[..., int]], arguments: int) -> byte
 def _whole_program() -> Iterator[None]:
     """Leave it to us to optimise and to emit machine code.
 
-    Numba does so for each function with everything that it calls, and again for its callers: of 20 s that is 12.
+    Numba does so for each function with everything that it calls, and again for its callers: 12 s
+    of 20.
     """
     from numba.core import codegen
 

@@ -111,8 +111,8 @@ def simulate_compiled(
         router: Name in `router.PLANS` or `router.ROUTERS`, or a policy with machine code.
         seed: Of the router's random choices.
         sampling: What to add up on the way.
-        keys: Block keys of all requests and where each one's begin; None = from the workload's hashes. Numbers
-            from 0 on, at best those of new blocks in succession.
+        keys: Block keys of all requests and where each one's begin; None = from the workload's hashes.
+            Numbers from 0 on, at best those of new blocks in succession.
         as_recorded: See `replica.AsyncReplica`.
         workers: Threads for replicas that do not depend on each other; None = one a processor. Results do not
             depend on it.

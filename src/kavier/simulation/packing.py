@@ -56,7 +56,8 @@ class Packed:
         if isinstance(data, AffineTiming):
             self.c["timing"] = k.AFFINE
             self.c["affine"] = (
-                data.base_s, data.prefill_s, data.decode_s, data.context_s, data.pair_flops, data.context_bytes,
+                data.base_s, data.prefill_s, data.decode_s, data.context_s,
+                data.pair_flops, data.context_bytes,
             )  # fmt: skip
             return
         self._set_tables(data)

@@ -88,6 +88,7 @@ class Run:
     # --- Routers that look at nothing: one replica after the other, on all processors
 
     def play_apart(self, plan: Plan, workers: int) -> None:
+        """Each replica plays its part of the plan, on so many threads."""
         served = self._served
         targets = plan.targets[: len(served)] if plan.in_turn else plan.targets[served]
         self.replica[served] = targets

@@ -142,7 +142,7 @@ def merge_gaps(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.Dat
 
 
 def gaps_table(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
-    """gap_s, count: gaps between tokens, ascending; gap_s is the least of gaps that differ by 2^-12 at most."""
+    """gap_s, count: gaps of tokens, ascending; those that differ by less than 2^-12 are one, the least."""
     return pl.DataFrame({"gap_s": np.ascontiguousarray(gaps_s), "count": np.ascontiguousarray(counts)})
 
 

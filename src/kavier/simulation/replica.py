@@ -1,7 +1,7 @@
 """One engine on its clock: schedule -> step time -> complete. Mirrors the loops of vllm/v1/engine/core.py.
 
-Scheduling takes no time; the GPU runs one step after the other. `Replica` waits for a step before it schedules
-the next. `AsyncReplica` schedules step k + 1 when step k starts.
+Scheduling takes no time; the GPU runs one step after the other. `Replica` waits for a step before it
+schedules the next. `AsyncReplica` schedules step k + 1 when step k starts.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class InFlight(NamedTuple):
 class AsyncReplica(Replica):
     """`EngineCore.step_with_batch_queue` with a queue of two.
 
-    An iteration schedules a step, if there are requests, and then waits for the older of two steps. It comes to
-    an empty step when all running requests have their last token in flight. After such an iteration the
+    An iteration schedules a step, if there are requests, and then waits for the older of two steps. It comes
+    to an empty step when all running requests have their last token in flight. After such an iteration the
     engine sleeps, while it has requests: with `finished_keep_awake` also when these have finished and are
     only to be reported, which the next `schedule` does.
 

@@ -1,7 +1,7 @@
 """Which replica gets a request.
 
-Routers that look at nothing are plans: functions of the request table. Those that look at replicas see them as they
-are when the request arrives: what has finished by then has, and all who arrived before are counted.
+Routers that look at nothing are plans: functions of the request table. Those that look at replicas see them
+as they are when the request arrives: what has finished by then has, and all who arrived before are counted.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ POINTS = 160
 
 
 def consistent_hash(table: pl.DataFrame, replicas: int, rng: Generator) -> Plan:  # noqa: ARG001
-    """A session's requests to the replica behind its hash on a ring; few sessions move when the fleet grows."""
+    """A session's requests to the replica behind its hash on a ring: few move when the fleet grows."""
     owners = np.repeat(np.arange(replicas, dtype=np.int32), POINTS)
     points = np.array([_hash(f"replica {i} {k}") for i in range(replicas) for k in range(POINTS)], np.uint64)
     order = np.argsort(points)
@@ -178,7 +178,7 @@ def draw_pairs(count: int, replicas: int, rng: Generator) -> Targets:
 
 
 class LeastKvUsed:
-    """The replica with the fewest KV blocks in use; of equals the one with the fewest requests outstanding."""
+    """The replica with the fewest KV blocks in use; of equals the one with the fewest outstanding."""
 
     def route(self, request: Request, replicas: Sequence[Replica]) -> int:  # noqa: ARG002, D102
         return min(
@@ -188,7 +188,7 @@ class LeastKvUsed:
 
 
 class LongestPrefixMatch:
-    """The replica whose prefix cache holds most of the prompt; of equals the one with the fewest outstanding."""
+    """The replica whose cache holds most of the prompt; of equals the one with the fewest outstanding."""
 
     def route(self, request: Request, replicas: Sequence[Replica]) -> int:  # noqa: D102
         return self.best(request, replicas)[0]
@@ -210,8 +210,8 @@ BALANCE_REL_THRESHOLD = 1.5
 class CacheAware(LongestPrefixMatch):
     """`cache_aware` of SGLang's Model Gateway, with the replicas' real caches in place of its own trees.
 
-    While loads are balanced, the longest prefix match, if it is more than `CACHE_THRESHOLD` of the prompt; otherwise
-    the fewest outstanding.
+    While loads are balanced, the longest prefix match, if it is more than `CACHE_THRESHOLD` of the prompt;
+    otherwise the fewest outstanding.
     """
 
     def route(self, request: Request, replicas: Sequence[Replica]) -> int:  # noqa: D102

@@ -1,7 +1,7 @@
 """Compiled: numbers for chains of block hashes. Traces have tens of millions of blocks.
 
-A chain is a row's hashes up to one of them. The engine blocks whose last token lies in its last hashed block are
-named by successive keys, chain by chain in the order in which they first occur.
+A chain is a row's hashes up to one of them. The engine blocks whose last token lies in its last hashed block
+are named by successive keys, chain by chain in the order in which they first occur.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def _heir_tells(c: Chains, row: Integer, heir: Integer, told: Integer, known: In
     known = smaller(same, known)
     if smaller(told, same) != known:
         return False
-    for i in range(known):
-        if _key(c, row, i) != _key(c, heir, i):
-            return False
-    return True
+    same = 0
+    while same < known and _key(c, row, same) == _key(c, heir, same):
+        same += 1
+    return same == known
 
 
 @compiled

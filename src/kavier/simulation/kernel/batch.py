@@ -1,8 +1,8 @@
-"""Compiled: who takes part in the next step. See `scheduler.Scheduler.schedule`, whose names functions here have.
+"""Compiled: who takes part in the next step. Functions have the names of `scheduler.Scheduler.schedule`.
 
-A decoding request is not touched when a step passes. A replica counts the steps that it has scheduled (`tick`); a
-request keeps `offset`, its tokens computed less the tick, which does not change. What the requests of a residue
-class of offsets need of blocks, they need in the same step: `wanting` counts them.
+A decoding request is not touched when a step passes. A replica counts the steps that it has scheduled
+(`tick`); a request keeps `offset`, its tokens computed less the tick, which does not change. What the
+requests of a residue class of offsets need of blocks, they need in the same step: `wanting` counts them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def due_at(r: Replica, c: Settings, phase: Integer) -> Record:
 
 
 # --- Decodes that name blocks -----------------------------------------------------------------------------
-# The trace tells the key of a block of the answer. It has to be cached in the very step that fills it (asynchronous:
-# in the next, when its last token is known), so its owner is in the list of that step's phase.
+# The trace tells the key of a block of the answer. It has to be cached in the very step that fills it
+# (asynchronous: in the next, when its last token is known), so its owner is in the list of that step's phase.
 
 
 @inlined

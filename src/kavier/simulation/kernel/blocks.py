@@ -19,9 +19,9 @@ def blocks_for(c: Settings, tokens: Integer) -> Integer:
 
 
 # --- The free queue: plain blocks first, then a ring of entries -------------------------------------------
-# An entry is a node, or minus twice the number of anonymous blocks: of cached ones, or less one more, of plain
-# ones (which lie here only without `unhashed_first`). A node that was taken out of the queue leaves its entry
-# behind: it counts only where the node is idle and its position says so.
+# An entry is a node, or minus twice the number of anonymous blocks: of cached ones, or less one more, of
+# plain ones (which lie here only without `unhashed_first`). A node that was taken out of the queue leaves its
+# entry behind: it counts only where the node is idle and its position says so.
 
 
 @inlined
@@ -73,7 +73,9 @@ def settle(r: Replica, c: Settings) -> None:
 
 @inlined
 def allocate(r: Replica, c: Settings, count: Integer) -> None:
-    """Hand out blocks, plain ones first. The queue is settled later: first in, first out, so that is the same.
+    """Hand out blocks, plain ones first.
+
+    The queue is settled later: first in, first out, so that is the same.
 
     Without `unhashed_first` the queue has to tell at once how many of them were cached.
     """

@@ -1,8 +1,8 @@
 """Compiled: a replica on its clock. See `replica.Replica` and `replica.AsyncReplica`.
 
-What the last scheduled step brings is known when it is scheduled, so the loop looks at a replica only at `decide_s`,
-when the next step is to be scheduled: when the last one ends, or, asynchronously, when it starts. There first
-`complete` sees to what the last step brings, then `_schedule` decides.
+What the last scheduled step brings is known when it is scheduled, so the loop looks at a replica only at
+`decide_s`, when the next step is to be scheduled: when the last one ends, or, asynchronously, when it starts.
+There first `complete` sees to what the last step brings, then `_schedule` decides.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _stop_decoding(r: Replica, c: Settings, s: Integer) -> None:
 
 
 @inlined
-def _end(r: Replica, c: Settings, request: Request) -> None:
+def _end(r: Replica, request: Request) -> None:
     request.output_tokens = request.output_length
     request.status = FINISHED
     r.num_ended += 1
@@ -130,7 +130,7 @@ def _release_drained(r: Replica, c: Settings) -> None:
                 cache_full_blocks(r, c, s, computed)
             release(r, c, s, computed, computed)
             unseat(r, c, s)
-        _end(r, c, request)
+        _end(r, request)
     r.unreported = 1 if r.num_draining else r.unreported
     r.num_draining = 0
 
@@ -160,7 +160,7 @@ def complete(r: Replica, c: Settings) -> None:
             computed = slot.offset + r.tick
             release(r, c, s, computed, computed)
             unseat(r, c, s)
-            _end(r, c, request)
+            _end(r, request)
     if c.asynchronous:
         r.num_draining = count
 
@@ -213,7 +213,7 @@ def _start_s(r: Replica) -> float:
 
 @compiled
 def _begin_empty_step(r: Replica, c: Settings) -> bool:
-    """Nothing could be scheduled. Asynchronous: the last tokens are in flight, or there is but news of them."""
+    """Nothing could be scheduled. Asynchronous: the last tokens, or but news of them, are in flight."""
     s = r.step
     s.flops = s.bytes = s.energy_j = 0.0
     if not c.asynchronous:
@@ -345,8 +345,8 @@ def _coast(r: Replica, c: Settings, limit_s: float) -> None:
     Only decodes, nobody finishes or names a block, blocks suffice. The head of the waiting queue, if any, was
     refused for want of blocks, seats or budget, and none of these grows here: it need not be asked again.
 
-    What `begin_step` does for any step is written out here, with what most steps change in local variables: most
-    steps of most runs pass through this loop.
+    What `begin_step` does for any step is written out here, with what most steps change in local variables:
+    most steps of most runs pass through this loop.
     """
     s, t, coast = r.step, r.timeline, _coasted(r)
     s.preempted = s.queried_tokens = s.hit_tokens = 0
@@ -434,7 +434,7 @@ def advance(r: Replica, c: Settings, limit_s: float) -> bool:
 
 @inlined
 def catch_up(r: Replica, c: Settings, now_s: float) -> bool:
-    """All that happens by `now_s` has happened; the step decided then is not yet. False if an array is full."""
+    """All that happens by `now_s` has, except the step decided then. False if an array is full."""
     if not advance(r, c, now_s):
         return False
     if r.decide_s == now_s:

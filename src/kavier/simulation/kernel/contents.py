@@ -8,7 +8,7 @@ from kavier.simulation.kernel.records import ENTRY_BYTES, NODE
 from kavier.simulation.kernel.typed import Replica, Settings, compiled, inlined
 
 GROUP_BITS = 4
-"""Keys are numbered along prompts. Runs of 16 stay together in the hash map, so that a prompt's are found at once."""
+"""Keys are numbered along prompts: runs of 16 lie together in the hash map, and are found at once."""
 
 
 @inlined

@@ -100,7 +100,7 @@ def decode_cost(
 
 @inlined
 def _saturation(u: float) -> float:
-    """1 - exp(-u) for u >= 0, to 1e-14 of itself, without branches: several go through the processor at once."""
+    """1 - exp(-u) for u >= 0, to 1e-14 of itself; without branches, so several are computed at once."""
     u = u if u < 700.0 else 700.0
     rounded = u * 1.4426950408889634 + ROUND  # u by ln 2, as an integer in the lowest bits
     halvings = rounded - ROUND

@@ -1,7 +1,8 @@
 """Compiled: routers that look at replicas. All arrivals in the order of time. See `router.py`.
 
-A router sees a replica as it is when a request arrives, but most of what happens in between changes nothing that it
-looks at. A winner tree holds, for every replica, when that may change at the earliest; only who is due is advanced.
+A router sees a replica as it is when a request arrives, but most of what happens in between changes nothing
+that it looks at. A winner tree holds, for every replica, when that may change at the earliest; only who is
+due is advanced.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def _fill_matches(f: Fleet, c: Settings, q: Integer) -> None:
             index = next_holder(c, key, index + 1)
 
 
-# --- Routers: see router.py -----------------------------------------------------------------------------------
+# --- Routers: see router.py -------------------------------------------------------------------------------
 
 
 @inlined
@@ -201,7 +202,7 @@ def _least_loaded_holder(f: Fleet, c: Settings, key: Integer) -> Integer:
 
 @compiled
 def _longest_prefix(f: Fleet, c: Settings, q: Integer, now_s: float) -> tuple[Integer, Integer]:
-    """(replica, blocks matched); -1 - replica if it needs room. Its evictions may be due: so it is looked at again."""
+    """(replica, blocks matched), looked at again: evictions may be due; -1 - replica if it needs room."""
     if not c.holders:
         return _least_loaded(f), 0
     first, blocks = first_told(c, q), _prompt_blocks(c, q)

@@ -1,7 +1,7 @@
 """Compiled: the prefix cache. See `kv_cache_manager.KVCacheManager`.
 
-Every block of every request has a key. Keys that the trace tells are shared; the others, behind them, are of one
-request each.
+Every block of every request has a key. Keys that the trace tells are shared; the others, behind them, are of
+one request each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def tell(c: Settings, slot: Slot) -> None:
 
 @inlined
 def _untold(c: Settings, q: Integer, told: Integer) -> Integer:
-    """What added to the number of a block of request q behind the told ones gives its place among all such."""
+    """Added to the number of a block of request q behind the told ones: its place among all such."""
     return at(c.first_untold, c.num_requests + 1, q, INT64).value - told
 
 
@@ -91,7 +91,7 @@ def _expect(r: Replica, c: Settings, first: Integer, end: Integer) -> None:
 
 @compiled
 def cache_full_blocks(r: Replica, c: Settings, s: Integer, tokens: Integer) -> None:
-    """Full blocks of the first `tokens` tokens are hittable from now on, as far as the trace tells their keys."""
+    """Full blocks of the first `tokens` tokens are hittable from now on, if the trace tells their keys."""
     slot = slot_at(r, c, s)
     full = smaller(tokens // c.block_size, slot.num_told)
     _expect(r, c, slot.first_told + slot.num_nodes, slot.first_told + full)

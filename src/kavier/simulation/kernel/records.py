@@ -251,9 +251,10 @@ SETTINGS = np.dtype(
 IDLE, READY, SLEEPING, BUSY, STEADY, DRAINED, STALLED = range(7)
 """Modes of a replica, which say what happens at its `decide_s`.
 
-IDLE: nothing. READY: a step is to be scheduled. SLEEPING: likewise, and arrivals do not wake it before. BUSY: what
-the last scheduled step brings is to be seen to first. STEADY: likewise, but unless somebody finishes, the next step
-is like the last. DRAINED: asynchronous; the step in flight ends, and nothing was scheduled behind it.
+IDLE: nothing. READY: a step is to be scheduled. SLEEPING: likewise, and arrivals do not wake it before. BUSY:
+what the last scheduled step brings is to be seen to first. STEADY: likewise, but unless somebody finishes,
+the next step is like the last. DRAINED: asynchronous; the step in flight ends, and nothing was scheduled
+behind it.
 STALLED: a step is decided but not begun, for want of room in an array.
 """
 

@@ -92,10 +92,12 @@ class Policy:
         return InputError(f"bad answer of {self.what}", where=self.name, value=answer, expected=expected)
 
 
+_REQUEST, _REPLICAS, _WORK = (", ".join(record.names or ()) for record in (ARRIVAL, VIEW, WORK))
+
 _SEES = {
-    "router": f"a function of a request ({', '.join(ARRIVAL.names or ())}) and replicas ({', '.join(VIEW.names or ())})",
-    "scheduling_policy": f"a function of a request ({', '.join(ARRIVAL.names or ())})",
-    "timing": f"a function of a step's work ({', '.join(WORK.names or ())})",
+    "router": f"a function of a request ({_REQUEST}) and replicas ({_REPLICAS})",
+    "scheduling_policy": f"a function of a request ({_REQUEST})",
+    "timing": f"a function of a step's work ({_WORK})",
 }
 
 _PARAMETERS = {"router": 2, "scheduling_policy": 1, "timing": 1}
