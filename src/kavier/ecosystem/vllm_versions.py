@@ -17,9 +17,9 @@ class VersionRules:
     """Scheduling rules of one release.
 
     Attributes:
-        async_scheduling: Default of --async-scheduling; None: its asynchronous scheduler is not mirrored.
+        async_scheduling: Default of --async-scheduling; none: its asynchronous scheduler is not mirrored.
         reserve_full_isl: Has scheduler_reserve_full_isl, on by default.
-        watermark: Has the option.
+        watermark: Has the option watermark.
         unhashed_first: A freed block without content is the next to be handed out; before, it went to the end
             of the free queue like any other.
         lone_request_unlimited: long_prefill_token_threshold does not hold for a request that is alone.
@@ -29,8 +29,8 @@ class VersionRules:
         self_preemption_goes_on: By priority, after a request preempted itself the rest of `running` is tried.
         finished_keep_awake: After an empty step the engine sleeps 1 ms also when all that is left are
             finished requests to be reported.
-        large_gpu_defaults: Has the batch limits of its own for GPUs of 160 GiB and more.
-        gpu_memory_utilization: Default.
+        large_gpu_defaults: Has batch limits of their own for GPUs of 160 GiB and more.
+        gpu_memory_utilization: Default of --gpu-memory-utilization.
     """
 
     async_scheduling: bool | None
