@@ -38,7 +38,7 @@ class Library:
             function of 64-bit integers (numbers and addresses) that returns one. It may not raise.
         arguments: How many, the operation included.
         sources: Python files and folders that the compiled code depends on.
-        label: What is compiled, for people.
+        label: What is compiled, and how long that takes, for people.
     """
 
     def __init__(self, module: str, arguments: int, sources: tuple[Path, ...], label: str) -> None:
@@ -76,7 +76,7 @@ class Library:
         for folder in cache_folders():
             if (path := folder / name).is_file():
                 return _link(path.read_bytes(), self._arguments)
-        _LOG.info("compiling %s, once on this machine: about 15 s", self._label)
+        _LOG.info("compiling %s, once on this machine", self._label)
         data = _compile(self._dispatch, self._arguments)
         if not any(_keep(folder / name, data) for folder in cache_folders()):
             _LOG.warning("nowhere to keep what was compiled: set KAVIER_CACHE_DIR to a folder to write in")

@@ -49,7 +49,7 @@ LIBRARY = Library(
         Path(__file__).with_name("chains_compiled.py"),
         Path(__file__).parents[1] / "native",
     ),
-    label="block keys",
+    label="block keys (about 2 s)",
 )
 
 

@@ -17,6 +17,6 @@ LIBRARY = Library(
         _KAVIER / "timing" / "compiled.py",
         _KAVIER / "simulation" / "router.py",
     ),
-    label="the engine",
+    label="the engine (about 15 s)",
 )
 """Call it with an operation of `operations` and its arguments."""
