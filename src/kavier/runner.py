@@ -27,7 +27,7 @@ from kavier.simulation.policy.policy import Policy
 from kavier.simulation.policy.python import PythonTiming, in_order, keys_of
 from kavier.simulation.policy.views import arrivals
 from kavier.simulation.reference import simulate_reference
-from kavier.simulation.sampling import Sampling
+from kavier.simulation.sampling import Sampling, count_intervals
 from kavier.timing.compiled import Compilable
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
@@ -186,6 +186,7 @@ class _Run:
         scenario, requests, total = self._scenario, self._requests, len(self._requests)
         output, gpus = scenario.output, scenario.engine.tensor_parallel_size
         blocks, limit = self._platform.kv.kv_blocks, scenario.workload.max_concurrency
+        _check_span(requests, output.sample_interval_s)
         sampling = Sampling(
             requests["arrival_s"][0], output.sample_interval_s, self._power.record(gpus), steps=output.steps
         )
@@ -256,6 +257,26 @@ def _measure(
         timeline=_shifted(rows, origin_s),
         steps=None if played.steps is None else _shifted(played.steps, origin_s),
     )
+
+
+LONGEST_S = 2.0**32
+"""136 years: until then the clock, a double, tells less than a microsecond apart."""
+
+
+def _check_span(requests: pl.DataFrame, interval_s: float) -> None:
+    """Refuse times that intervals or the clock cannot tell apart.
+
+    Raises:
+        InputError: Arrivals over so long a time.
+    """
+    first_s, last_s = requests["arrival_s"][0], requests["arrival_s"][-1]
+    count_intervals(last_s - first_s, interval_s)
+    if last_s - first_s > LONGEST_S:
+        raise InputError(
+            "arrivals are too far apart",
+            value=f"{last_s - first_s:.3g} s from the first to the last",
+            expected=f"at most {LONGEST_S:.3g} s",
+        )
 
 
 def _origin_s(workload: Workload) -> float:

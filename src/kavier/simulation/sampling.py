@@ -43,7 +43,7 @@ def count_intervals(length_s: float, interval_s: float) -> int:
     intervals = max(1.0, length_s / interval_s - ROUNDING)
     if intervals > MOST_INTERVALS:
         raise InputError(
-            f"{intervals:.3g} sample intervals: the run lasts {length_s:,.0f} s",
+            f"{intervals:.3g} sample intervals: the run lasts {length_s:.6g} s",
             where="output.sample_interval_s",
             value=interval_s,
             expected=f"at least {length_s / MOST_INTERVALS:.3g}",
