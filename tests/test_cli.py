@@ -21,7 +21,7 @@ from kavier.cli.run import run
 from kavier.scenario import Scenario, parse_scenario
 from kavier.scenario_file import dump_scenario
 from kavier.yaml_text import parse_yaml
-from tests.command_line import LLAMA, THREE, command, kavier, run_process
+from tests.command_line import LLAMA, THREE, Terminal, command, kavier, run_process
 
 MODEL, GPU = LLAMA[1], LLAMA[3]
 
@@ -319,11 +319,13 @@ def test_a_progress_bar_shows_on_stderr_only_and_only_when_it_takes_long(
     monkeypatch.setattr("kavier.cli.progress.REFRESH_S", 0.0)
     ended = kavier(*RUN, "--json")
     assert ended.status == 0
+    assert "simulating" not in ended.err  # no terminal
     assert json.loads(ended.out)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
-    ended = kavier(*RUN, "--json")
+    ended = kavier(*RUN, "--json", stderr=Terminal)
     assert json.loads(ended.out)
     assert "simulating" in ended.err
+    monkeypatch.setattr("kavier.cli.progress.PATIENCE_S", 3600.0)
+    assert "simulating" not in kavier(*RUN, "--json", stderr=Terminal).err
 
 
 # ---------------------------------------------------------------- traces as people have them
