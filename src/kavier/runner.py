@@ -289,7 +289,7 @@ def _origin_s(workload: Workload) -> float:
     return float(math.floor(first_s))
 
 
-CLOCKS = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s")
+CLOCKS = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "scheduled_s", "start_s")
 """Columns that tell a time of the trace's clock."""
 
 

@@ -30,6 +30,14 @@ Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
+VllmVersion = Literal["0.11", "0.14", "0.20", "0.25", "0.33"]
+
+
+def _without_patch(version: object) -> str:
+    """0.33.0 is 0.33: patch releases are not told apart."""
+    return ".".join(str(version).split(".")[:2])
+
+
 PolicyName = Annotated[str, Field(pattern=r"\.py:[A-Za-z_]\w*$")]
 """FILE.py:function: a policy in Python, see `simulation.policy`."""
 
@@ -224,7 +232,7 @@ class WorkloadSection(Section):
 class Engine(Section):
     """Engine settings, under vLLM's names and with vLLM's defaults (of `vllm_version`, API server)."""
 
-    vllm_version: Annotated[Literal["0.11", "0.14", "0.20", "0.25", "0.33"], BeforeValidator(str)] = "0.33"
+    vllm_version: Annotated[VllmVersion, BeforeValidator(_without_patch)] = "0.33"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: Annotated[
@@ -302,7 +310,7 @@ class Slo(Section):
 class Output(Section):
     """What is recorded."""
 
-    sample_interval_s: Positive = 1.0
+    sample_interval_s: Annotated[float, Field(ge=1e-9, le=LARGEST)] = 1.0
     steps: Annotated[bool, Field(description="also write steps.parquet, one row a step")] = False
 
 

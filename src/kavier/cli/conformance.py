@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 _OnOff = bool | None
 _MOST_BLOCKS = 10**7
-_LEAST_S, _MOST_S = 1e-6, 1e6
-"""Of a step: no time at all, and a time that no clock counts, are slips of the keyboard."""
 
 
 def conformance(
@@ -137,13 +135,17 @@ def _resolved(engine: Engine, longest: int, recording: Recording) -> Engine:
 
 def _timing(text: str) -> AffineTiming:
     from kavier.timing.compiled import AffineTiming
+    from kavier.timing.step import LEAST_STEP_S, MOST_STEP_S
 
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != 4 or not all(0 <= number <= _MOST_S for number in numbers) or numbers[0] < _LEAST_S:
-        expected = f"four numbers of seconds A,B,C,D, A at least {_LEAST_S:g}, such as 0.005,2e-5,1e-4,1e-8"
+    sound = len(numbers) == 4 and all(0 <= number <= MOST_STEP_S for number in numbers)
+    if not sound or numbers[0] < LEAST_STEP_S:
+        expected = (
+            f"four numbers of seconds A,B,C,D, A at least {LEAST_STEP_S:g}, such as 0.005,2e-5,1e-4,1e-8"
+        )
         raise InputError("bad value", where="--step-time", value=text, expected=expected)
     return AffineTiming(*numbers)
 

@@ -74,8 +74,8 @@ class Library:
     def _linked(self) -> Function:
         name = f"{self._module.rpartition('.')[0]}-{self._key()}.o"
         for folder in cache_folders():
-            if (path := folder / name).is_file():
-                return _link(path.read_bytes(), self._arguments)
+            if (data := _read(folder / name)) is not None:
+                return _link(data, self._arguments)
         _LOG.info("compiling %s, once on this machine", self._label)
         data = _compile(self._dispatch, self._arguments)
         if not any(_keep(folder / name, data) for folder in cache_folders()):
@@ -105,8 +105,8 @@ def cache_folders() -> list[Path]:
     given = os.environ.get("KAVIER_CACHE_DIR")
     if given:
         return [Path(given)]
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return [Path(home).expanduser() / "kavier", Path(__file__).parent / "__pycache__"]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - never raises
+    return [Path(home) / "kavier", Path(__file__).parent / "__pycache__"]
 
 
 def _platform() -> tuple[bytes, ...]:
@@ -147,6 +147,7 @@ def _whole_program() -> Iterator[None]:
     of 20.
     """
     from numba.core import codegen
+    from numba.core.compiler_lock import global_compiler_lock
 
     skipped = [
         (codegen.CPUCodeLibrary, "_optimize_final_module"),
@@ -155,13 +156,14 @@ def _whole_program() -> Iterator[None]:
         (codegen.JITCPUCodegen, "set_env"),
     ]
     kept = [(owner, name, getattr(owner, name)) for owner, name in skipped]
-    try:
-        for owner, name in skipped:
-            setattr(owner, name, lambda *_arguments: None)
-        yield
-    finally:
-        for owner, name, method in kept:
-            setattr(owner, name, method)
+    with global_compiler_lock:  # other threads do not compile meanwhile
+        try:
+            for owner, name in skipped:
+                setattr(owner, name, lambda *_arguments: None)
+            yield
+        finally:
+            for owner, name, method in kept:
+                setattr(owner, name, method)
 
 
 def _machine(**options: Any) -> Any:
@@ -173,16 +175,38 @@ def _machine(**options: Any) -> Any:
     )
 
 
+def _read(path: Path) -> bytes | None:
+    """What `_keep` has written; None if it is not there, not for us to read, or damaged."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return None
+    data = text[DIGEST_BYTES:]
+    if _digest(data) != text[:DIGEST_BYTES]:
+        _LOG.warning("%s is damaged", path)
+        return None
+    return data
+
+
 def _keep(path: Path, data: bytes) -> bool:
-    """Write a whole file or none; what an older source left is removed."""
+    """Write a whole file or none, for everybody to read: a digest, then the data."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = Path(folder) / path.name
+            file.write_bytes(_digest(data) + data)
+            file.replace(path)
     except OSError:
         return False
     return True
+
+
+DIGEST_BYTES = 16
+
+
+def _digest(data: bytes) -> bytes:
+    """Linked as it is, a damaged object file would crash, or compute nonsense."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 _ENGINES: list[Any] = []

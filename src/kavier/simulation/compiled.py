@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
@@ -16,6 +15,7 @@ from kavier.simulation.kernel import records as k
 from kavier.simulation.packing import Packed, requests_table
 from kavier.simulation.play import Progress, Run
 from kavier.simulation.policy.policy import Policy
+from kavier.simulation.request import priorities_of
 from kavier.simulation.router import PLANS, draw_pairs, router_rng
 from kavier.simulation.sampling import Sampling
 from kavier.timing.compiled import Compilable
@@ -125,7 +125,7 @@ def simulate_compiled(
     packed.c["as_recorded"], packed.c["logging"] = as_recorded, sampling.steps
     requests, truncated = packed.set_requests(workload, _number(engine.max_model_len))
     if packed.c["by_priority"]:
-        packed.set_ranks(requests, _priorities(workload))
+        packed.set_ranks(requests, priorities_of(workload))
     if engine.enable_prefix_caching:
         packed.set_keys(*(keys if keys is not None else BlockKeys(workload, engine.block_size).flat))
     run = Run(packed, requests, sampling, replicas, progress)
@@ -143,12 +143,6 @@ def simulate_compiled(
         end_s=run.end_s,
         peak_used_blocks=run.peak_used_blocks,
     )
-
-
-def _priorities(workload: pl.DataFrame) -> Array:
-    if "priority" not in workload.columns:
-        return np.zeros(len(workload), np.int64)
-    return workload["priority"].fill_null(0).to_numpy()
 
 
 def _number(value: int | str | None) -> int:

@@ -25,7 +25,7 @@ from kavier.simulation.policy.views import arrivals
 from kavier.simulation.recompute import RecomputeScheduler
 from kavier.simulation.record import Recorder, TableRecorder, requests_table
 from kavier.simulation.replica import AsyncReplica, Replica
-from kavier.simulation.request import Request, Status
+from kavier.simulation.request import Request, Status, priorities_of
 from kavier.simulation.router import Router, make_router
 from kavier.simulation.scheduler import Scheduler, SchedulerConfig, StepScheduler
 from kavier.timing.step import StepTimeModel
@@ -159,12 +159,12 @@ def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
 def make_requests(workload: pl.DataFrame, max_model_len: int) -> tuple[list[Request], int]:
     """Engine requests of a table; an answer that would pass max_model_len is cut there, and counted."""
     columns = [workload[name].to_list() for name in ("arrival_s", "prompt_tokens", "output_tokens")]
-    priorities = workload["priority"].to_list() if "priority" in workload.columns else [0] * len(workload)
+    columns.append(priorities_of(workload).tolist())
     requests, truncated = [], 0
-    for row, (arrival_s, prompt, output, priority) in enumerate(zip(*columns, priorities, strict=True)):
+    for row, (arrival_s, prompt, output, priority) in enumerate(zip(*columns, strict=True)):
         room = max_model_len - prompt
         truncated += 0 < room < output
-        requests.append(Request(row, arrival_s, prompt, min(output, max(room, 0)), priority or 0))
+        requests.append(Request(row, arrival_s, prompt, min(output, max(room, 0)), priority))
     return requests, truncated
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from kavier.workload.blocks import unknown_key
 
@@ -22,6 +24,18 @@ class Status(StrEnum):
 
 STATUSES = pl.Enum([str(status) for status in Status])
 """Type of the column `status`; in the order of the compiled records' numbers."""
+
+
+RANK = "rank"
+"""Column of a workload with the ranks of an admission order of the user's own."""
+
+
+def priorities_of(workload: pl.DataFrame) -> NDArray[np.int64]:
+    """The `priority` that vLLM is given for each request: ranks, else priorities of the trace, else zeros."""
+    for name in (RANK, "priority"):
+        if name in workload.columns:
+            return workload[name].fill_null(0).to_numpy()
+    return np.zeros(len(workload), np.int64)
 
 
 class Request:

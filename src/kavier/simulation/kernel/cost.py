@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from kavier.native.kit import Integer, address_of, at, bits_of, call_double, copy, double_of, smaller
 from kavier.simulation.kernel.records import AFFINE, FUNCTION, STEP, WORK
 from kavier.simulation.kernel.typed import Attention, Power, Settings, Step, inlined
 from kavier.timing.compiled import ATTENTION, PRICE
+from kavier.timing.step import LEAST_STEP_S, MOST_STEP_S
 
 SLEEP_S = 1e-3
 """`replica.SLEEP_S`."""
@@ -125,7 +124,7 @@ def energy_j(p: Power, flops: float, moved: float, duration_s: float) -> float:
 def _asked_s(c: Settings, work: Integer) -> float:
     """What a model in Python answers; what is no time is kept for the complaint."""
     answer_s = call_double(c.function, work, 0)
-    if 0.0 < answer_s < math.inf:
+    if LEAST_STEP_S <= answer_s <= MOST_STEP_S:
         return answer_s
     c.num_refused += 1
     copy(c.refused, at(work, 1, 0, WORK))

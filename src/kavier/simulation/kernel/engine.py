@@ -15,6 +15,7 @@ LIBRARY = Library(
         Path(__file__).parent,
         _KAVIER / "native",
         _KAVIER / "timing" / "compiled.py",
+        _KAVIER / "timing" / "step.py",
         _KAVIER / "simulation" / "router.py",
     ),
     label="the engine (about 15 s)",

@@ -95,12 +95,6 @@ def depth(c: Settings, first: Integer, limit: Integer) -> Integer:
 
 
 @inlined
-def num_holders(c: Settings, key: Integer) -> Integer:
-    """How many replicas hold a content."""
-    return _holder(c, key).count
-
-
-@inlined
 def next_holder(c: Settings, key: Integer, index: Integer) -> Integer:
     """The first replica from `index` on that holds a content that some do; -1 for none."""
     holder = _holder(c, key)

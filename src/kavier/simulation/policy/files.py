@@ -31,19 +31,23 @@ def policies_of(scenario: Scenario, given: Mapping[str, Callable[..., Any] | Non
         "scheduling_policy": scenario.engine.scheduling_policy,
         "timing": scenario.timing,
     }
-    loaded = {what: load_function(name, what) for what, name in named.items() if ".py:" in name}
+    modules: dict[Path, Any] = {}  # each file is run once, whatever it is named for
+    loaded = {what: load_function(name, what, modules) for what, name in named.items() if ".py:" in name}
     found = {what: make_policy(what, function, named[what]) for what, function in loaded.items()}
     return found | {what: make_policy(what, one) for what, one in given.items() if one is not None}
 
 
-def load_function(name: str, what: str) -> Callable[..., Any]:
-    """The function that FILE.py:function names; the file is run.
+def load_function(name: str, what: str, modules: dict[Path, Any]) -> Callable[..., Any]:
+    """The function that FILE.py:function names; the file is run, unless it is among `modules`.
 
     Raises:
         InputError: No such file or function, or the file raises.
     """
     path, _, function = name.rpartition(":")
-    module = _run(Path(path), what)
+    file = Path(path).absolute()
+    if file not in modules:
+        modules[file] = _run(Path(path), what)
+    module = modules[file]
     found = getattr(module, function, None)
     if not callable(found):
         functions = [
@@ -56,7 +60,7 @@ def load_function(name: str, what: str) -> Callable[..., Any]:
 def _run(path: Path, what: str) -> Any:
     if not path.is_file():
         raise InputError(f"{what}: no such file", where=str(path))
-    label = f"kavier_policies_{path.stem}"
+    label = f"kavier_policy {path.absolute()}"
     spec = importlib.util.spec_from_file_location(label, path)
     assert spec is not None
     assert spec.loader is not None
@@ -64,7 +68,7 @@ def _run(path: Path, what: str) -> Any:
     sys.modules[label] = module  # as an import does: dataclasses and pickle look there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise InputError(f"{what}: {type(error).__name__}: {error}", where=f"{path}{line}") from error
     return module

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kavier.errors import InputError
 from kavier.native.library import address
 from kavier.simulation.kernel.records import ARRIVAL, VIEW, WORK
 from kavier.simulation.policy.examples import Examples, answers
@@ -20,13 +21,12 @@ FAILED = -(2**62)
 
 
 def compiled(policy: Policy, examples: Examples) -> Policy:
-    """The policy with its machine code, or with the reason why there is none.
-
-    Raises:
-        InputError: In Python it raises, or answers what it may not.
-    """
-    expected = answers(policy, examples)
+    """The policy with its machine code, or with the reason why there is none."""
     replicas = examples.views.shape[1]
+    try:
+        expected = answers(policy, examples)
+    except InputError as error:  # it counts only if the run asks this too
+        return replace(policy, why=f"asked beforehand: {error}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -61,7 +61,10 @@ def _compile(policy: Policy, replicas: int) -> Any:
             return np.nan
 
     if policy.what == "router":
-        return cfunc(types.int64(first, second))(choose)
+        function = cfunc(types.int64(first, second))(choose)
+        if not all(isinstance(one.return_type, types.Integer) for one in inner.nopython_signatures):
+            raise TypeError("it does not answer integers alone")
+        return function
     return cfunc(types.float64(first, second))(tell)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from kavier.errors import InputError
 from kavier.simulation.kernel.records import ARRIVAL, VIEW, WORK
 from kavier.simulation.policy.views import ReplicaView, RequestView
-from kavier.timing.step import StepWork
+from kavier.timing.step import LEAST_STEP_S, MOST_STEP_S, StepWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Policy:
         """
         try:
             return self.function(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{self.what} raised {type(error).__name__}: {error}",
                 where=self.name,
@@ -73,9 +73,9 @@ class Policy:
             InputError: It raised, or answered no number.
         """
         answer = self.ask(request)
-        if not _is_number(answer) or math.isnan(answer):
+        if math.isnan(number := _as_double(answer)):
             raise self._refused(answer, "a number; the smallest is served first")
-        return float(answer)
+        return number
 
     def seconds(self, work: StepWork) -> float:
         """A step-time model's answer.
@@ -84,9 +84,9 @@ class Policy:
             InputError: It raised, or answered no time.
         """
         answer = self.ask(work)
-        if not _is_number(answer) or not 0 < answer < math.inf:
-            raise self._refused(answer, "seconds, more than 0")
-        return float(answer)
+        if not LEAST_STEP_S <= (seconds := _as_double(answer)) <= MOST_STEP_S:
+            raise self._refused(answer, f"seconds, {LEAST_STEP_S:g} to {MOST_STEP_S:g}")
+        return seconds
 
     def _refused(self, answer: object, expected: str) -> InputError:
         return InputError(f"bad answer of {self.what}", where=self.name, value=answer, expected=expected)
@@ -103,8 +103,14 @@ _SEES = {
 _PARAMETERS = {"router": 2, "scheduling_policy": 1, "timing": 1}
 
 
-def _is_number(answer: object) -> bool:
-    return isinstance(answer, int | float | np.integer | np.floating) and not isinstance(answer, bool)
+def _as_double(answer: object) -> float:
+    """The answer, if it is a number; else NaN."""
+    if isinstance(answer, bool) or not isinstance(answer, int | float | np.integer | np.floating):
+        return math.nan
+    try:
+        return float(answer)
+    except OverflowError:
+        return math.nan
 
 
 def make_policy(what: str, function: Callable[..., Any], name: str | None = None) -> Policy:

@@ -17,7 +17,7 @@ from kavier.simulation.kernel.engine import LIBRARY
 from kavier.simulation.policy.policy import Policy
 from kavier.simulation.policy.views import LiveView, RequestView
 from kavier.simulation.replica import Replica
-from kavier.simulation.request import Request
+from kavier.simulation.request import RANK, Request
 from kavier.timing.compiled import Compilable, StepTables
 from kavier.timing.step import StepCost, StepTimeModel, StepWork
 
@@ -35,9 +35,9 @@ class PythonRouter:
 
 
 def in_order(table: pl.DataFrame, keys: NDArray[np.float64]) -> pl.DataFrame:
-    """The table with the priorities that make vLLM's priority policy serve requests by these keys."""
+    """The table with the ranks that the priority policy serves by; `priority` stays the trace's."""
     _, ranks = np.unique(keys, return_inverse=True)
-    return table.with_columns(priority=pl.Series(ranks.astype(np.int64)))
+    return table.with_columns(pl.Series(RANK, ranks.astype(np.int64)))
 
 
 class PythonTiming:
