@@ -1,13 +1,14 @@
 """How fast the compiled engine is: requests, steps and KV blocks a second on one core.
 
-    python bench/engine.py [--requests N] [--repeat K] [--json FILE] [--markdown] [CASE ...]
-    python bench/engine.py --flatness [--repeat K]
+    python bench/engine.py [-n REQUESTS] [-k RUNS] [-m] [--json FILE] [CASE ...]
+    python bench/engine.py -f [-k RUNS]
 
 Llama-3.1-8B on one H100 (datasheet level) with 256 seats and 8192 tokens a step; power and a timeline of 1 s
-are added up on the way. Each case has a process of its own and runs K times; figures are medians. The time of
-the engine is CPU time in compiled code; "with tables" is wall time of `simulate_compiled`, which packs and
-unpacks tables too. --flatness plays one case, near saturation, with 10^4 to 10^7 requests: cost a request may
-not grow, and memory has to stay under 2 GB.
+are added up on the way. Each case has a process of its own and several runs; figures are medians. The time of
+the engine is CPU time of the calls that play, in compiled code; "with tables" is wall time of
+`simulate_compiled`, which makes records of tables before and tables of records after. -m prints Markdown. -f
+plays one case, near saturation, with 10^4 to 10^7 requests: cost a request may not grow, and memory has to
+stay under 2 GB.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from kavier.ecosystem.models import find_model
 from kavier.metrics.power import SaturatingPower
 from kavier.scenario import Engine
 from kavier.simulation.compiled import CompiledResult, simulate_compiled
+from kavier.simulation.kernel import operations
 from kavier.simulation.kernel.engine import LIBRARY
 from kavier.simulation.sampling import Sampling
 from kavier.timing.datasheet import DatasheetTiming
@@ -180,8 +182,11 @@ def _lognormal(
 # --- Measuring, in a process for each case
 
 
+PLAYING = (operations.PLAY_REPLICA, operations.PLAY_FLEET)
+
+
 class Stopwatch:
-    """CPU seconds that this thread spends in compiled code."""
+    """CPU seconds that this thread spends playing, in compiled code."""
 
     def __init__(self) -> None:
         self.spent_s = 0.0
@@ -190,7 +195,8 @@ class Stopwatch:
         def timed(*arguments: int) -> int:
             began_s = time.thread_time()
             answer = call(*arguments)
-            self.spent_s += time.thread_time() - began_s
+            if arguments[0] in PLAYING:
+                self.spent_s += time.thread_time() - began_s
             return answer
 
         LIBRARY.call = timed  # type: ignore[method-assign]
@@ -222,14 +228,18 @@ def measure(name: str, count: int, repeat: int) -> Figures:
     case = CASES[name]
     play, watch = player(case, count), Stopwatch()
     player(case, 1)()  # machine code is linked, or even compiled
-    engine_s, call_s = [], []
+    engine_s: list[float] = []
+    call_s: list[float] = []
+    result = None
     forget_peak()
     for _ in range(repeat):
+        del result  # or the next would not have the memory to itself
         watch.spent_s, began_s = 0.0, time.perf_counter()
         result = play()
         call_s.append(time.perf_counter() - began_s)
         engine_s.append(watch.spent_s)
     peak_mb = read_peak_mb()
+    assert result is not None, "at least one run"
     return Figures(
         case=name,
         requests=count,
@@ -344,11 +354,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"Of: {'; '.join(CASES)}.")
-    parser.add_argument("--flatness", action="store_true", help="One case with ever more requests.")
-    parser.add_argument("--requests", type=int, help="Of each case.  [1000000; of --flatness at most 10^7]")
-    parser.add_argument("--repeat", type=int, default=5, help="Runs of each case.  [5]")
+    parser.add_argument("-f", "--flatness", action="store_true", help="One case with ever more requests.")
+    parser.add_argument("-n", "--requests", type=int, help="Of each case.  [10^6; with -f: at most 10^7]")
+    parser.add_argument("-k", "--repeat", type=int, default=5, help="Runs of each case.  [5]")
     parser.add_argument("--json", type=Path, help="File for the figures.")
-    parser.add_argument("--markdown", action="store_true", help="Print a Markdown table.")
+    parser.add_argument("-m", "--markdown", action="store_true", help="Print a Markdown table.")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):

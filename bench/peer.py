@@ -1,11 +1,11 @@
 """Kavier against DynoSim (NVIDIA Dynamo's offline replay), as whole processes on the same trace.
 
-    python bench/peer.py [--requests N] [--repeat K] [--peer-repeat K] [--venv FOLDER] [--json FILE]
+    python bench/peer.py [-n REQUESTS] [-k RUNS] [-p RUNS] [--venv FOLDER] [--json FILE]
 
 A trace in Mooncake's format, 6 requests a second with 512 tokens in and 128 out, none alike; one replica with
 25,000 KV blocks, 256 seats and 2048 tokens a step. Both replay it in turn, each from the start of its process
 to its written report, on the same two cores. DynoSim gets a virtual environment of its own at the first time;
---venv takes one that is there. With 1,000,000 requests it needs five to nine minutes: give --peer-repeat 1.
+--venv takes one that is there. With 1,000,000 requests it needs five to nine minutes: give -p 1.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=10_000, help="[10000]")
-    parser.add_argument("--repeat", type=int, default=5, help="Runs of each.  [5]")
-    parser.add_argument("--peer-repeat", type=int, help="Runs of DynoSim, if other.")
+    parser.add_argument("-n", "--requests", type=int, default=10_000, help="[10000]")
+    parser.add_argument("-k", "--repeat", type=int, default=5, help="Runs of each.  [5]")
+    parser.add_argument("-p", "--peer-repeat", type=int, help="Runs of DynoSim, if other.")
     parser.add_argument(
         "--hash-tokens", type=int, default=BLOCK_TOKENS, help="Tokens of a hash: 16 or 512.  [16]"
     )

@@ -1,6 +1,6 @@
 """The published scale experiment: 96,870 requests over 502 GPU-hours, watched every millisecond.
 
-    python bench/scale.py [--requests N] [--repeat K] [--interval-s S] [--folder FOLDER] [--json FILE]
+    python bench/scale.py [-n REQUESTS] [-k RUNS] [--interval-s S] [--folder FOLDER] [--json FILE]
 
 A synthetic trace of the published shape: lognormal prompts of 10,756 tokens and answers of 316 tokens in the
 mean, spread evenly over 502 hours of an A10 that serves an 8B model, here as 8 replicas for 62.75 hours. The
@@ -63,8 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=REQUESTS, help=f"[{REQUESTS}]")
-    parser.add_argument("--repeat", type=int, default=3, help="[3]")
+    parser.add_argument("-n", "--requests", type=int, default=REQUESTS, help=f"[{REQUESTS}]")
+    parser.add_argument("-k", "--repeat", type=int, default=3, help="[3]")
     parser.add_argument("--interval-s", type=float, default=0.001, help="Sample interval.  [0.001]")
     parser.add_argument("--folder", type=Path, default=Path(".bench"), help="For trace and run.  [.bench]")
     parser.add_argument("--json", type=Path, help="File for the figures.")

@@ -1,8 +1,8 @@
 """How long Kavier takes to start: its page of help, its import, a small run, and the first run on a machine.
 
-    python bench/startup.py [--repeat K] [--json FILE] [--skip-first]
+    python bench/startup.py [-k RUNS] [--json FILE] [--skip-first]
 
-Each figure is a whole process, K times; bytecode and machine code are kept from an earlier run, as a user has
+Each figure is of whole processes; bytecode and machine code are kept from an earlier run, as a user has
 them. Imports are the interpreter's own count (-X importtime), by package. The first run starts with an empty
 cache folder, so it compiles the engine: it must take less than 20 s, and has to tell the user.
 """
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeat", type=int, default=10, help="Runs of each stage.  [10]")
+    parser.add_argument("-k", "--repeat", type=int, default=10, help="Runs of each stage.  [10]")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     parser.add_argument("--skip-first", action="store_true", help="Leave out the first run.")
     options = parser.parse_args()

@@ -50,7 +50,7 @@ def test_engine_cases(tmp_path):
 
 
 def test_engine_flatness(tmp_path):
-    printed, told = run("engine", "--flatness", "--requests", 10_000, "--repeat", 1, folder=tmp_path)
+    printed, told = run("engine", "-f", "-n", 10_000, "--repeat", 1, folder=tmp_path)
     assert [figures["requests"] for figures in told["cases"]] == [10_000]
     assert "shown: cost a request is flat, 10,000 over 10,000 requests: 1.00" in printed
 
