@@ -21,7 +21,7 @@ from kavier.ecosystem.vllm_versions import RULES
 from kavier.metrics.power import SaturatingPower
 from kavier.metrics.timeline import timeline_of, with_sums
 from kavier.scenario import Engine
-from kavier.simulation import arena, play
+from kavier.simulation import arena, play, split
 from kavier.simulation.compiled import CompiledResult, covers, simulate_compiled
 from kavier.simulation.kernel import records as k
 from kavier.simulation.reference import SimulationResult, simulate_reference
@@ -243,14 +243,13 @@ def test_full_buffers_change_nothing(monkeypatch, router):
     assert_same_run(*results)
 
 
-def assert_same_run(one: CompiledResult, other: CompiledResult) -> None:
+def assert_same_run(one: CompiledResult, other: CompiledResult, interval_s: float = 0.01) -> None:
     assert_equal(one.requests, other.requests)
     assert_equal(one.steps, other.steps)
     assert_equal(one.token_gaps, other.token_gaps)
     assert (one.end_s, one.peak_used_blocks) == (other.end_s, other.peak_used_blocks)
-    assert one.end_s is not None
-    window_s = (0.0, one.end_s)
-    rows = [timeline_of(r.cells, window_s=window_s, interval_s=0.01, idle_w=1.0) for r in (one, other)]
+    window_s = (0.0, one.end_s or 0.0)
+    rows = [timeline_of(r.cells, window_s=window_s, interval_s=interval_s, idle_w=1.0) for r in (one, other)]
     assert_equal(*rows)
 
 
@@ -275,6 +274,93 @@ def test_results_do_not_depend_on_how_many_threads_play(replicas, caching):
     ]
     assert_same_run(results[0], results[1])
     assert_same_run(results[0], results[2])
+
+
+@dataclass
+class Joins:
+    """How often parts of a replica's arrivals, played at once, were put together, and how often not."""
+
+    done: int = 0
+    missed: int = 0
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+        def counting(run, parts, cuts):
+            joined = join(run, parts, cuts)
+            self.done += len(joined) - 1
+            self.missed += len(parts) - len(joined)
+            return joined
+
+        join = split.join
+        monkeypatch.setattr(play, "join", counting)
+        monkeypatch.setattr(split, "WINDOW", window)
+
+
+@st.composite
+def light_cases(draw):
+    """Mostly idle, with bursts now and then."""
+    count = draw(st.integers(8, 40))
+    pauses = draw(st.lists(st.sampled_from([0, 1, 16, 160, 640, 2048]), min_size=count, max_size=count))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    table = pl.DataFrame(
+        {
+            "arrival_s": np.cumsum(pauses) / 64,
+            "prompt_tokens": rng.integers(1, 30, count),
+            "output_tokens": rng.integers(1, 17, count),
+            "priority": rng.integers(0, 3, count),
+        }
+    )
+    engine = draw(engines()).model_copy(update={"enable_prefix_caching": False})
+    options = {
+        "num_gpu_blocks": 1 + draw(st.sampled_from([12, 24, 48, 144])) // engine.block_size,
+        "replicas": draw(st.integers(1, 2)),
+        "router": draw(st.sampled_from(["round-robin", "random"])),
+        "as_recorded": draw(st.sampled_from([False, False, True])),
+    }
+    return table, engine, draw(st.sampled_from([TIMING, ROUGH])), options
+
+
+def test_parts_of_a_replica_played_at_once_make_the_same_run(monkeypatch):
+    joins = Joins()
+
+    @many
+    @given(light_cases(), st.sampled_from([0.01, 0.1, 1.0, 4.0]), st.sampled_from([1, 2, 6]))
+    def check_parts(case, interval_s, window):
+        table, engine, timing, options = case
+        sampling = Sampling(0.0, interval_s, power().record(1), steps=True)
+        with monkeypatch.context() as patch:
+            joins.watch(patch, window)
+            one, *others = (
+                simulate_compiled(table, engine, timing, sampling=sampling, workers=workers, **options)
+                for workers in (1, 2, 4, 7)
+            )
+        for other in others:
+            assert_same_run(one, other, interval_s)
+
+    check_parts()
+    assert joins.done > 100
+    assert joins.missed > 10
+
+
+@pytest.mark.parametrize(("count", "size"), [(3000, 1 << 16), (150, k.CELLS_A_STEP + 1)])
+def test_a_long_run_in_parts_is_the_same_run(monkeypatch, count, size):
+    joins = Joins()
+    joins.watch(monkeypatch, 20)
+    for name in ("FIRST_CELLS", "MOST_CELLS", "FIRST_STEPS", "MOST_STEPS"):
+        monkeypatch.setattr(arena, name, size)
+    engine = Engine(
+        max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=False
+    )
+    table = long_case(count).with_columns(pl.col("arrival_s") * 4)
+    one, *others = (
+        simulate_compiled(
+            table, engine, ROUGH, num_gpu_blocks=90, workers=workers,
+            sampling=Sampling(0.0, 0.01, power().record(1), steps=True),
+        )
+        for workers in (1, 2, 5)
+    )  # fmt: skip
+    for other in others:
+        assert_same_run(one, other)
+    assert joins == Joins(done=1 + 4)
 
 
 # --- What it does not cover -----------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial, reduce
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from kavier.simulation.policy.policy import Policy
 from kavier.simulation.record import STEP_SCHEMA, gaps_table
 from kavier.simulation.router import Plan
 from kavier.simulation.sampling import Sampling
+from kavier.simulation.split import Part, can_split, find_cuts, join, join_cells
 
 Array = NDArray[Any]
 Progress = Callable[[int], None]
@@ -71,8 +74,9 @@ class Run:
     def __init__(
         self, packed: Packed, requests: Array, sampling: Sampling, replicas: int, progress: Progress | None
     ) -> None:
-        self._packed, self._sampling, self._replicas = packed, sampling, replicas
+        self.packed, self._sampling, self._replicas = packed, sampling, replicas
         self._settings = address(packed.settings)
+        self._requests = requests
         self._served = np.flatnonzero(requests["status"] == k.UNFINISHED)
         self.replica = np.full(len(requests), -1, np.int32)
         self.gaps = Gaps()
@@ -92,72 +96,113 @@ class Run:
         served = self._served
         targets = plan.targets[: len(served)] if plan.in_turn else plan.targets[served]
         self.replica[served] = targets
-        self._packed.set_arrivals(served[np.argsort(targets, kind="stable")])
+        self.packed.set_arrivals(served[np.argsort(targets, kind="stable")])
         ends = np.cumsum(np.bincount(targets, minlength=self._replicas))
         spans = [(int(ends[i - 1]) if i else 0, int(ends[i])) for i in range(self._replicas)]
-        workers = min(workers, self._replicas)
         LIBRARY.load()
+        if workers >= 2 * self._replicas and can_split(self.packed.c):
+            self._play_parts(spans, workers)
+        else:
+            self._play_shares(spans, min(workers, self._replicas))
+
+    def _play_shares(self, spans: list[tuple[int, int]], workers: int) -> None:
         shares = [range(first, self._replicas, workers) for first in range(workers)]
         if workers == 1:
             self._play_share(shares[0], spans, self.gaps)
             return
         counted = [Gaps() for _ in shares]
-        with ThreadPoolExecutor(workers) as pool:
-            tasks = [
-                pool.submit(self._play_share, share, spans, gaps)
-                for share, gaps in zip(shares, counted, strict=True)
-            ]
-            try:
-                for task in tasks:
-                    task.result()
-            finally:
-                self._stopped = True
+        self._at_once(
+            [partial(self._play_share, *task) for task in zip(shares, repeat(spans), counted)], workers
+        )
         for gaps in counted:
             self.gaps.add(gaps)
 
+    def _at_once(self, calls: Sequence[Callable[[], None]], workers: int) -> None:
+        with ThreadPoolExecutor(workers) as pool:
+            tasks = [pool.submit(call) for call in calls]
+            try:
+                for task in tasks:
+                    task.result()
+            except BaseException:
+                self._stopped = True
+                raise
+
     def _play_share(self, share: range, spans: list[tuple[int, int]], gaps: Gaps) -> None:
-        arena = Arena(self._packed.c, 1)
+        arena = Arena(self.packed.c, 1)
         for turn, index in enumerate(share):
             if turn:
                 arena.reset()
             record = arena.records[0]
             gaps.watch(arena.records)
             record["next_arrival"], record["end_arrival"] = spans[index]
-            output = self._output(record)
-            until = spans[index][0]
-            while True:
-                until = min(until + ARRIVALS_A_CALL, spans[index][1])
-                while not self._call(operations.PLAY_REPLICA, address(arena.records), until):
-                    output.make_room()
-                self._tell(int(record["num_ended"]))
-                if until == spans[index][1]:
-                    break
-            self._close(record, index, output)
+            output = self.output(record)
+            self.play_until(arena, output, spans[index][1])
+            self._close(index, [(record, output)])
             gaps.note(arena.records)
+
+    def _play_parts(self, spans: list[tuple[int, int]], workers: int) -> None:
+        """Fewer replicas than threads: several threads a replica."""
+        trial, pieces = Gaps(), workers // self._replicas
+        cuts = [[first, *find_cuts(self, first, end, pieces, trial), end] for first, end in spans]
+        parts = [[Part(self, first, cut[-1], Gaps()) for first in cut[:-1]] for cut in cuts]
+        calls = [
+            partial(part.play, until)
+            for own, cut in zip(parts, cuts, strict=True)
+            for part, until in zip(own, cut[1:], strict=True)
+        ]
+        self._at_once(calls, min(workers, len(calls)))
+        for index, (own, cut) in enumerate(zip(parts, cuts, strict=True)):
+            joined = join(self, own, cut)
+            self._close(index, [(part.record, part.output) for part in joined])
+            for part in joined:
+                self.gaps.add(part.gaps)
+
+    def play_until(self, arena: Arena, output: Output, end: int) -> None:
+        """Play one replica up to an arrival, or to its end."""
+        record = arena.records[0]
+        until = int(record["next_arrival"])
+        while True:
+            until = min(until + ARRIVALS_A_CALL, end)
+            while not self._call(operations.PLAY_REPLICA, address(arena.records), until):
+                output.make_room()
+            self._tell(int(record["num_ended"]))
+            if until == end:
+                break
+
+    def arrivals_s(self, first: int, end: int) -> Array:
+        """When these arrive, by their places in the order in which replicas get them."""
+        times: Array = self._requests["arrival_s"][self.packed.arrivals[first:end]]
+        return times
+
+    def forget(self, first: int, end: int) -> None:
+        """These requests were played in vain."""
+        rows = self.packed.arrivals[first:end]
+        for name, value in k.UNPLAYED.items():
+            self._requests[name][rows] = value
 
     def _call(self, operation: int, record: int, until: int) -> int:
         if self._stopped:
             raise KeyboardInterrupt
         answer = LIBRARY.call(operation, record, self._settings, until)
-        self._packed.check_timing()
+        self.packed.check_timing()
         return answer
 
     # --- Routers that look at replicas: all in the order of time
 
     def play_fleet(self, router: str | Policy, draws: Array) -> None:
         """Arrivals in their order; then every replica to its end."""
-        self._packed.set_arrivals(self._served)
-        arena = Arena(self._packed.c, self._replicas)
+        self.packed.set_arrivals(self._served)
+        arena = Arena(self.packed.c, self._replicas)
         self.gaps.watch(arena.records)
-        outputs = [self._output(record) for record in arena.records]
-        self._play_arrivals(Fleet(self._packed, arena, self.replica, router, draws), outputs)
-        self._packed.c["holders"] = 0
+        outputs = [self.output(record) for record in arena.records]
+        self._play_arrivals(Fleet(self.packed, arena, self.replica, router, draws), outputs)
+        self.packed.c["holders"] = 0
         size = arena.records.itemsize
         for index, output in enumerate(outputs):
             place = address(arena.records) + index * size
             while not self._call(operations.PLAY_REPLICA, place, END):
                 output.make_room()
-            self._close(arena.records[index], index, output)
+            self._close(index, [(arena.records[index], output)])
         self.gaps.note(arena.records)
 
     def _play_arrivals(self, fleet: Fleet, outputs: list[Output]) -> None:
@@ -171,22 +216,26 @@ class Run:
                     fleet.refuse_choice()
                 else:
                     outputs[answer].make_room()
-            self._packed.check_timing()
+            self.packed.check_timing()
             self._tell(int(fleet.arena.records["num_ended"].sum()))
 
     # --- What replicas leave
 
-    def _output(self, record: Any) -> Output:
+    def output(self, record: Any) -> Output:
+        """What a replica fills."""
         sampling = self._sampling
         return Output(record, sampling.start_s, sampling.interval_s, logging=sampling.steps)
 
-    def _close(self, record: Any, index: int, output: Output) -> None:
-        self.cells[index], self.steps[index] = output.cells(), output.steps()
+    def _close(self, index: int, parts: list[tuple[Any, Output]]) -> None:
+        """A replica has come to its end, in so many parts."""
+        self.cells[index] = reduce(join_cells, (output.cells() for _, output in parts))
+        self.steps[index] = [piece for _, output in parts for piece in output.steps()]
         with self._lock:
-            self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
-            if record["timeline"]["num_cells"]:
-                self.end_s = max(self.end_s or 0.0, float(record["end_s"]))
-            self._ended += int(record["num_ended"])
+            for record, _ in parts:
+                self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
+                if record["timeline"]["num_cells"]:
+                    self.end_s = max(self.end_s or 0.0, float(record["end_s"]))
+                self._ended += int(record["num_ended"])
         self._tell(0)
 
     def _tell(self, running: int) -> None:

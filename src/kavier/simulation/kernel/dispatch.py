@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kavier.native.kit import FLOAT64, INT64, Integer, at, call_double, smaller
+from kavier.native.kit import FLOAT64, INT64, Integer, at, call_double
 from kavier.simulation.kernel import operations as op
 from kavier.simulation.kernel.clock import advance, arrive
 from kavier.simulation.kernel.cost import energy_j
@@ -27,17 +27,16 @@ from kavier.simulation.kernel.typed import Replica, Settings, Timeline, compiled
 
 @compiled
 def _play_replica(r: Replica, c: Settings, until: Integer) -> Integer:
-    """Play the arrivals of one replica before `until`, and to the end if there is none; 0: make room."""
-    until = smaller(until, r.end_arrival)
-    while r.next_arrival < until:
+    """Play a replica up to the moment before arrival `until`, or to its end if it is none; 0: make room."""
+    while r.next_arrival < r.end_arrival:
         q = at(c.arrivals, c.num_arrivals, r.next_arrival, INT64).value
         now_s = request_at(c, q).arrival_s
         if r.decide_s < now_s and not advance(r, c, now_s):
             return 0
+        if r.next_arrival >= until:
+            return 1
         arrive(r, c, q, now_s)
         r.next_arrival += 1
-    if r.next_arrival < r.end_arrival:
-        return 1
     return 1 if advance(r, c, math.inf) else 0
 
 

@@ -37,6 +37,18 @@ REQUEST = np.dtype(
 
 UNFINISHED, FINISHED, REJECTED_CONTEXT, REJECTED_KV = range(4)
 
+UNPLAYED = {
+    "first_scheduled_s": np.nan,
+    "first_token_s": np.nan,
+    "last_token_s": np.nan,
+    "output_tokens": 0,
+    "cached_tokens": -1,
+    "preemptions": 0,
+    "next": -1,
+    "status": UNFINISHED,
+}
+"""A request that is to be played."""
+
 SLOT = np.dtype(
     [
         ("offset", "i8"),  # decoding: tokens computed - tick
