@@ -186,7 +186,6 @@ def test_a_disk_that_is_full_is_no_error(cache, folder, monkeypatch):
     assert not list(cache.glob("*.o"))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the temporary file stays")
 def test_what_cannot_be_kept_leaves_nothing_behind(cache, folder, monkeypatch):
     monkeypatch.setattr(Path, "replace", full)
     tiny(folder).call(1, 41)
@@ -215,7 +214,6 @@ def test_another_process_finds_what_this_one_left(cache, folder, compiled):
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="bug: LLVM ends the process with a segmentation fault")
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99], ids=["empty", "10 bytes", "half", "all but 1%"])
 def test_a_damaged_file_is_compiled_anew(cache, folder, kept):
     tiny(folder).call(1, 41)
