@@ -159,6 +159,49 @@ def test_the_three_kinds_together():
     assert str(found.scenario.fleet.router).endswith("test_policies.py:sees_all")
 
 
+def test_steps_faster_than_the_gpu_are_noted():
+    def instant(work):
+        return 1e-5
+
+    notes = kavier.simulate(SCENARIO, timing=instant).summary["trust"]["notes"]
+    assert any("shorter than their FLOPs" in note for note in notes)
+    notes = kavier.simulate(SCENARIO, timing=lambda work: 0.05).summary["trust"]["notes"]
+    assert not any("shorter than their FLOPs" in note for note in notes)
+
+
+def test_a_router_sees_the_traces_priorities_beside_an_order_too(tmp_path):
+    def by_priority(request, replicas):
+        return 1 if request.priority == 7 else 0
+
+    def latest_first(request):
+        return -request.row
+
+    rows = [{"arrival_s": i / 8, "input_tokens": 50, "output_tokens": 3, "priority": 7} for i in range(4)]
+    trace = tmp_path / "t.csv"
+    pl.DataFrame(rows).rename({"input_tokens": "prompt_tokens"}).write_csv(trace)
+    scenario = SCENARIO | {"workload": {"trace": str(trace)}}
+    for engine in ("kernel", "reference"):
+        made = (lambda request: sorted([-request.row])[0]) if engine == "reference" else latest_first
+        route = (lambda q, rs: [by_priority(q, rs)][-1:][0]) if engine == "reference" else by_priority
+        found = kavier.simulate(scenario, router=route, scheduling_policy=made)
+        assert found.requests["replica"].to_list() == [1, 1, 1, 1]
+
+
+def test_steps_have_the_clock_of_the_trace(tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n1700000000.25,100,5\n1700000001.5,200,9\n")
+    for loop in (True, False):
+        scenario = SCENARIO | {
+            "workload": {"trace": str(trace)}, "output": {"steps": True},
+            "engine": {"async_scheduling": loop},
+        }  # fmt: skip
+        steps = kavier.simulate(scenario).steps
+        assert steps is not None
+        assert steps["scheduled_s"].min() == 1700000000.25
+        assert (steps["scheduled_s"] <= steps["start_s"]).all()
+        assert loop or steps["scheduled_s"].equals(steps["start_s"])
+
+
 def test_shortest_first_serves_shorter_prompts_sooner():
     lengths = {"kind": "uniform", "mean": 2000, "range_ratio": 0.9}
     crowd = {
@@ -186,6 +229,18 @@ def a_half(request, replicas):
     return 0.5
 
 
+def mixed(request, replicas):
+    return 1.9 if request.row == 7 else 0
+
+
+def huge(request):
+    return 10**400
+
+
+def quits(work):
+    raise SystemExit(3)
+
+
 def late(request, replicas):
     """Wrong only for a request that is not among those it is tried with."""
     return 7 if request.row == 41 else 0
@@ -210,6 +265,11 @@ def no_number(request):
         ("router", beyond, ["bad answer of router", "beyond", "2", "0 to 1"]),
         ("router", a_half, ["bad answer of router", "0.5"]),
         ("router", late, ["bad answer of router", "7"]),
+        ("router", mixed, ["bad answer of router", "1.9"]),
+        ("scheduling_policy", huge, ["bad answer of scheduling_policy"]),
+        ("timing", quits, ["timing raised SystemExit"]),
+        ("timing", lambda work: 1e-7, ["bad answer of timing", "1e-06 to 1e+06"]),
+        ("timing", lambda work: 1e300, ["bad answer of timing"]),
         ("router", late_raise, ["router raised"]),
         ("router", shortest_first, ["not such a function", "replicas (num_waiting"]),
         ("scheduling_policy", no_number, ["bad answer of scheduling_policy", "nan", "smallest"]),

@@ -2,7 +2,7 @@
 
 Intervals that are alike are one row: one in which a step begins or ends starts a row, and so does the first
 of an idle time; the others belong to the row before. At an interval longer than the steps that is a row an
-interval while the replica is busy; at a finer one a row a step, whatever the interval.
+interval while the replica is busy; at a finer one at most three rows a step, whatever the interval.
 """
 
 from __future__ import annotations

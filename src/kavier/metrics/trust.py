@@ -66,6 +66,7 @@ def trust(
     """
     notes = [
         *_load_notes(summary),
+        *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
         *timing.assumptions(),
@@ -131,6 +132,16 @@ def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"overloaded: requests wait {queue_s:,.1f} s of {e2e_s:,.1f} s on average; latencies grow with "
             "the length of the run, and a small error of step time is a large one of theirs"
+        )
+
+
+def _peak_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Only a step-time model of the user can be faster than the datasheet."""
+    used = summary["utilization"]
+    if max(used["mfu"] or 0.0, used["mbu"] or 0.0) > used["busy_ratio"]:
+        yield (
+            "steps are shorter than their FLOPs and bytes take at the GPU's peaks: energy, which follows "
+            "from these, is that of no such GPU"
         )
 
 

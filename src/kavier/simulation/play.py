@@ -129,7 +129,8 @@ class Run:
 
     def _play_share(self, share: range, spans: list[tuple[int, int]], gaps: Gaps) -> None:
         arena = Arena(self.packed.c, 1)
-        for turn, index in enumerate(share):
+        busy = [index for index in share if spans[index][0] < spans[index][1]]
+        for turn, index in enumerate(busy):
             if turn:
                 arena.reset()
             record = arena.records[0]

@@ -369,7 +369,7 @@ VIEW = np.dtype(
         ("matched_blocks", "i4"),
     ]
 )
-"""What a router sees of a replica: see `policies.ReplicaView`."""
+"""What a router sees of a replica: see `policy.views.ReplicaView`."""
 
 ARRIVAL = np.dtype(
     [
@@ -382,7 +382,7 @@ ARRIVAL = np.dtype(
     ],
     align=True,
 )
-"""What a policy sees of a request: see `policies.RequestView`."""
+"""What a policy sees of a request: see `policy.views.RequestView`."""
 
 ARRIVAL_BYTES = ARRIVAL.itemsize
 

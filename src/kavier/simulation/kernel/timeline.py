@@ -2,8 +2,7 @@
 
 A timeline is a list of cells. A cell begins with a sample interval in which a step begins or ends, or with
 the first interval of an idle time, and holds all intervals up to the next cell. So a step costs the same
-however fine the intervals are, and the cells are as many as there are intervals, or steps, whichever is
-fewer.
+however fine the intervals are: there are at most as many cells as intervals, and at most three a step.
 """
 
 from __future__ import annotations
