@@ -50,7 +50,7 @@ def run(
         int | None, typer.Option("--tensor-parallel-size", "-tp", help="GPUs a replica.  [1]")
     ] = None,
     gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of GPU memory for vLLM.  [0.92]")
+        float | None, typer.Option(help="Share of GPU memory for vLLM.  [by version: 0.92 since 0.20]")
     ] = None,
     num_gpu_blocks_override: Annotated[
         int | None, typer.Option(help="KV blocks a replica, instead of what fits.")

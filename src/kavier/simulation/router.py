@@ -122,7 +122,8 @@ def session_numbers(table: pl.DataFrame) -> NDArray[np.int64]:
     rows = np.arange(len(table))
     if "session_id" in table.columns:
         named = table["session_id"]
-        first = table.select(pl.int_range(pl.len()).min().over("session_id")).to_series().to_numpy()
+        numbered = table.select("session_id").with_row_index("row")
+        first = numbered.select(pl.col("row").min().over("session_id")).to_series().to_numpy()
         begins = np.where(named.is_null().to_numpy(), rows, first)
     elif "parent" in table.columns:
         begins = np.array(table["parent"].fill_null(-1).to_numpy(), np.int64)
