@@ -240,7 +240,7 @@ def test_full_buffers_change_nothing(monkeypatch, router):
             sampling=Sampling(0.0, 0.01, power().record(1), steps=True),
         )  # fmt: skip
         results.append(found)
-    assert_same_run(*results)
+    assert_same_run(results[0], results[1])
 
 
 def assert_same_run(one: CompiledResult, other: CompiledResult, interval_s: float = 0.01) -> None:
