@@ -164,6 +164,8 @@ class AsyncReplica(Replica):
             self._recorder.begin(self.index, now_s, start_s, cost, step, self.scheduler)
             self._gpu_free_s = start_s + cost.time_s
             self._queue.append(InFlight(step, self._gpu_free_s))
+        elif not self._is_executing:
+            self._queue.clear()  # all was rejected: the empty step before has nothing more to report
         self._unreported, self._num_seen = False, self.num_outstanding
         return step.rejected
 
