@@ -5,19 +5,25 @@ A part lies between `<!-- generated: NAME -->` and `<!-- end -->`. tests/test_do
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from numpy.random import default_rng
+
 from kavier.cli.run import _PATHS
+from kavier.ecosystem.vllm_versions import RULES, VersionRules
 from kavier.report.console import glossary, print_page
 from kavier.runner import simulate
 from kavier.scenario import Scenario
+from kavier.simulation.router import PLANS, ROUTERS
 from kavier.workload.read import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +79,8 @@ def _kind(field: Schema) -> str:
         return ", ".join(f"`{name}`" for name in names)
     if field["type"] == "array":
         return "list of pairs"
+    if "pattern" in field:
+        return "`FILE.py:FUNCTION`"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = ", ".join(f"{sign} {field[name]:g}" for name, sign in bounds.items() if name in field)
     names = {"boolean": "`true` or `false`", "string": "text", "integer": "whole number"}
@@ -94,6 +102,35 @@ def flags() -> str:
     """Which flag sets which key."""
     rows = [f"| `--{name.replace('_', '-')}` | `{path}` |" for name, path in _PATHS.items()]
     return "\n".join(["| Flag | Key |", "|---|---|", *rows])
+
+
+def routers() -> str:
+    """All routers: those that look at nothing, then those that look at replicas."""
+    made = {name: type(make(0, 1, default_rng(0))) for name, make in ROUTERS.items()}
+    described = {name: inspect.getdoc(one) or "" for name, one in {**PLANS, **made}.items()}
+    rows = [f"| `{name}` | {' '.join(text.split())} |" for name, text in described.items()]
+    return "\n".join(["| Router | A request goes to |", "|---|---|", *rows])
+
+
+def versions() -> str:
+    """What releases do differently, a column each; the words are those of `VersionRules`."""
+    text = (inspect.getdoc(VersionRules) or "").partition("Attributes:\n")[2]
+    meanings = {
+        name: " ".join(words.split())
+        for name, words in re.findall(r"^ +(\w+): ((?:.|\n +(?! *\w+: ))+)", text, re.MULTILINE)
+    }
+    if meanings.keys() != {field.name for field in fields(VersionRules)}:
+        raise ValueError(f"VersionRules: described are {sorted(meanings)}")
+    rows = [
+        f"| {meaning} | " + " | ".join(_rule(getattr(rules, name)) for rules in RULES.values()) + " |"
+        for name, meaning in meanings.items()
+    ]
+    head = f"| Rule | {' | '.join(RULES)} |"
+    return "\n".join([head, "|---" * (1 + len(RULES)) + "|", *rows])
+
+
+def _rule(value: object) -> str:
+    return {"True": "yes", "False": "no", "None": "none"}.get(str(value), str(value))
 
 
 def metrics() -> str:
@@ -135,7 +172,8 @@ def render(result: Any) -> str:
 
 
 PARTS = {
-    "docs/scenario.md": {"keys": scenario_keys, "flags": flags},
+    "docs/scenario.md": {"keys": scenario_keys, "flags": flags, "routers": routers},
+    "docs/how-it-works.md": {"versions": versions},
     "docs/metrics.md": {"glossary": metrics},
     "docs/traces.md": {"formats": formats},
 }

@@ -39,12 +39,20 @@ class Ended:
         return self.err.removeprefix("kavier: error: ").rstrip("\n")
 
 
-def kavier(*arguments: str | Path) -> Ended:
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def kavier(*arguments: str | Path, stderr: type[io.StringIO] = io.StringIO) -> Ended:
     """Call what the console script calls; anything but SystemExit is a bug and passes through."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.StringIO(), stderr()
     argv = ["kavier", *map(str, arguments)]
     hook = patch.object(sys, "excepthook", sys.excepthook)  # typer sets its own
-    with patch.object(sys, "argv", argv), hook, redirect_stdout(out), redirect_stderr(err):
+    script = patch.object(sys.modules["__main__"], "__package__", None)  # not `python -m pytest`
+    with patch.object(sys, "argv", argv), hook, script, redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as exit_:

@@ -1,10 +1,12 @@
-"""vLLM 0.33's synchronous scheduler, written a second time: slow, plain, and sharing no code with Kavier.
+"""vLLM's scheduler, written a second time: slow, plain, and sharing no code with Kavier.
 
 Made from a specification of vLLM's behaviour, not from src/kavier. It keeps no reference counts, no
 hash map and no running sums: who refers to a block, which blocks are cached and what a block holds are
 found by looking, so that it cannot be wrong in the way an engine that keeps them can. Two rules are
 Kavier's own: a request that KV memory can never hold is rejected at the head of the queue, and of equal
 priority and arrival the later row is the victim (vLLM's arrival times do not tie).
+
+Asynchronous scheduling is to call `schedule` once more before the first `complete`, and then by turns.
 """
 
 from __future__ import annotations
@@ -30,6 +32,12 @@ class Settings:
     watermark: float = 0.0
     reserve_full: bool = True
     chunked: bool = True
+    unhashed_first: bool = True
+    lone_unlimited: bool = True
+    cursor_moves: bool = True
+    """Also for a victim that had no part in the step yet."""
+    goes_on: bool = True
+    """Behind a request that preempted itself, by priority."""
 
 
 @dataclass(eq=False)
@@ -44,6 +52,21 @@ class Job:
     computed: int = 0
     sampled: int = 0
     blocks: list[int] = field(default_factory=list)
+    pending: int = 0
+    """Tokens that steps in flight will bring."""
+    preempted: int = 0
+    """How often."""
+
+
+class Part(NamedTuple):
+    """Of a job in a step."""
+
+    job: Job
+    upto: int
+    """Tokens that are computed when the step has ended."""
+    samples: bool
+    preempted: int
+    """How often the job had been by then."""
 
 
 class Decisions(NamedTuple):
@@ -68,57 +91,73 @@ class NaiveScheduler:
         self.cached: list[tuple[int, Content]] = []  # (block, all tokens up to its end), oldest first
         self.evicted = 0
         self.batch: dict[Job, int] = {}
+        self.in_flight: list[list[Part]] = []  # steps, older first
 
     def schedule(self) -> Decisions:
         s = self.settings
         self.batch, self.evicted = {}, 0
-        threshold = s.threshold if len(self.running) + len(self.waiting) > 1 else 0
+        alone = len(self.running) + len(self.waiting) <= 1
+        threshold = 0 if alone and s.lone_unlimited else s.threshold
         left, preempted = self._serve_running(s.budget, threshold)
         rejected = [] if preempted else self._admit(left, threshold)
         batch = [(job.row, n, job.computed, list(job.blocks)) for job, n in self.batch.items()]
-        for job, n in self.batch.items():
-            job.computed += n
+        self.in_flight.append([self._advance(job, n) for job, n in self.batch.items()])
         running = [job.row for job in self.running]
         return Decisions(
             batch, preempted, rejected, running, len(self.waiting), self.evicted, list(self.free_queue)
         )
 
     def complete(self) -> list[int]:
-        """Sample; returns the rows that finished."""
+        """The oldest step ends: sample; returns the rows that finished."""
         finished = []
-        for job in self.batch:
-            if job.computed == len(job.tokens):
-                job.tokens.append(job.answer[job.sampled])
-                job.sampled += 1
-                if job.sampled == len(job.answer):
-                    self.running.remove(job)
-                    self._release(job)
-                    finished.append(job.row)
+        for job, upto, samples, preempted in self.in_flight.pop(0):
+            if not samples:
+                continue
+            job.tokens.append(job.answer[job.sampled])
+            job.sampled += 1
+            is_running = preempted == job.preempted  # the token of a preempted job comes all the same
+            if is_running:
+                job.pending -= 1
+                self._cache(job, upto)
+            if job.sampled == len(job.answer):
+                (self.running if is_running else self.waiting).remove(job)
+                self._release(job)
+                finished.append(job.row)
         return finished
+
+    def _advance(self, job: Job, n: int) -> Part:
+        job.computed += n
+        samples = job.computed == len(job.tokens) + job.pending
+        job.pending += samples
+        return Part(job, job.computed, samples, job.preempted)
 
     def _serve_running(self, left: int, threshold: int) -> tuple[int, list[int]]:
         preempted: list[int] = []
         at = 0
         while at < len(self.running) and left > 0:
             job = self.running[at]
-            n = min(_chunk(len(job.tokens) - job.computed, threshold), left)
+            if job.pending and job.sampled + job.pending == len(job.answer):
+                at += 1  # its last token is in flight
+                continue
+            n = min(_chunk(len(job.tokens) + job.pending - job.computed, threshold), left)
             while job in self.running and not self._allocate(job, job.computed + n, []):
                 victim = self.running[-1]
                 if self.settings.priority:
                     victim = max(self.running, key=lambda j: (j.priority, j.arrival_s, j.row))
-                if self.running.index(victim) < at:
+                if self.running.index(victim) < at and (self.settings.cursor_moves or victim in self.batch):
                     at -= 1
                 left += self.batch.pop(victim, 0)
                 self.running.remove(victim)
                 self._release(victim)
-                victim.computed = 0
+                victim.computed = victim.pending = 0
+                victim.preempted += 1
                 self.waiting.insert(0, victim)
                 preempted.append(victim.row)
             if job in self.running:
                 self.batch[job] = n
                 left -= n
                 at += 1
-            elif not self.settings.priority:
+            elif not (self.settings.priority and self.settings.goes_on):
                 break
         return left, preempted
 
@@ -172,8 +211,7 @@ class NaiveScheduler:
         job.blocks += hits
         while len(job.blocks) < self._count(upto):
             job.blocks.append(self._take())
-        if self.settings.caching:
-            self._cache(job, min(upto, len(job.tokens)))
+        self._cache(job, upto)
         return True
 
     def _take(self) -> int:
@@ -184,9 +222,12 @@ class NaiveScheduler:
         return block
 
     def _cache(self, job: Job, upto: int) -> None:
+        """The full blocks of the first `upto` tokens, as far as these are known."""
+        if not self.settings.caching:
+            return
         size = self.settings.block_size
         known = {block for block, _ in self.cached}
-        for index, block in enumerate(job.blocks[: upto // size]):
+        for index, block in enumerate(job.blocks[: min(upto, len(job.tokens)) // size]):
             if block not in known:
                 self.cached.append((block, tuple(job.tokens[: (index + 1) * size])))
 
@@ -195,8 +236,8 @@ class NaiveScheduler:
         hashed = {block for block, _ in self.cached}
         others = {block for other in self.running for block in other.blocks}
         idle = [block for block in reversed(job.blocks) if block not in others]
-        unhashed = [block for block in idle if block not in hashed]
-        self.free_queue = unhashed + self.free_queue + [block for block in idle if block in hashed]
+        first = [block for block in idle if self.settings.unhashed_first and block not in hashed]
+        self.free_queue = first + self.free_queue + [block for block in idle if block not in first]
         job.blocks = []
 
     def _count(self, tokens: int) -> int:

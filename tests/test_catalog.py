@@ -1,4 +1,5 @@
 from statistics import median
+from typing import get_args
 
 import pytest
 
@@ -8,6 +9,7 @@ from kavier.ecosystem.engine_defaults import resolve_engine
 from kavier.ecosystem.gpu import find_gpu, gpu_catalog, gpu_entry, gpu_names
 from kavier.ecosystem.prices import price_catalog, price_entry, price_of
 from kavier.ecosystem.regions import find_region, region_catalog
+from kavier.ecosystem.vllm_versions import RULES, resolve_version
 from kavier.errors import InputError
 from kavier.scenario import Engine
 
@@ -296,8 +298,47 @@ def test_batch_limits_default_as_vllm_does_on_that_gpu(name):
 
 
 def test_given_batch_limits_stay_and_need_no_note():
-    given = Engine(max_num_batched_tokens=512, max_num_seqs=64)
+    given = resolve_version(Engine(max_num_batched_tokens=512, max_num_seqs=64))
     assert resolve_engine(given, find_gpu("H100"), max_model_len=4096) == (given, ())
+
+
+@pytest.mark.parametrize("name", BATCH_DEFAULTS)
+@pytest.mark.parametrize("version", ["0.11", "0.14", "0.20", "0.25"])
+def test_large_gpus_have_batch_limits_of_their_own_only_in_the_newest_release(version, name):
+    engine, _ = resolve_engine(Engine(vllm_version=version), find_gpu(name), max_model_len=4096)
+    tokens, seqs = BATCH_DEFAULTS[name]
+    assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (min(tokens, 8192), seqs)
+
+
+@pytest.mark.parametrize(
+    ("version", "asynchronous", "reserve", "share"),
+    [
+        ("0.11", False, False, 0.9),
+        ("0.14", True, False, 0.9),
+        ("0.20", True, True, 0.92),
+        ("0.25", True, True, 0.92),
+        ("0.33", True, True, 0.92),
+    ],
+)
+def test_what_is_not_given_is_the_releases_default_and_what_is_given_stays(
+    version, asynchronous, reserve, share
+):
+    engine = resolve_version(Engine(vllm_version=version))
+    found = (engine.async_scheduling, engine.scheduler_reserve_full_isl, engine.gpu_memory_utilization)
+    assert found == (asynchronous, reserve, share)
+    given = engine.model_copy(
+        update={"async_scheduling": False, "scheduler_reserve_full_isl": False, "gpu_memory_utilization": 0.5}
+    )
+    assert resolve_version(given) == given
+
+
+def test_the_newest_release_is_the_default():
+    assert Engine().vllm_version == max(RULES, key=float)
+    assert list(RULES) == list(get_args(Engine.model_fields["vllm_version"].annotation))
+
+
+def test_without_a_kv_cache_scheduling_is_synchronous():
+    assert resolve_version(Engine(kv_cache=False)).async_scheduling is False
 
 
 @pytest.mark.parametrize(

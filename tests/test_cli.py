@@ -20,8 +20,9 @@ import kavier as package
 from kavier.cli.run import run
 from kavier.scenario import Scenario, parse_scenario
 from kavier.scenario_file import dump_scenario
+from kavier.workload.formats.mooncake import BLOCK_TOKENS
 from kavier.yaml_text import parse_yaml
-from tests.command_line import LLAMA, THREE, command, kavier, run_process
+from tests.command_line import LLAMA, THREE, Terminal, command, kavier, run_process
 
 MODEL, GPU = LLAMA[1], LLAMA[3]
 
@@ -104,7 +105,15 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--trace t.csv --enable-prefix-caching", engine(enable_prefix_caching=True)),
     ("--trace t.csv --no-enable-prefix-caching", engine(enable_prefix_caching=False)),
     ("--trace t.csv --no-enable-chunked-prefill", engine(enable_chunked_prefill=False)),
-    ("--trace t.csv --no-async-scheduling", base()),
+    ("--trace t.csv --no-async-scheduling", engine(async_scheduling=False)),
+    ("--trace t.csv --async-scheduling", engine(async_scheduling=True)),
+    ("--trace t.csv --vllm-version 0.25", engine(vllm_version="0.25")),
+    ("--trace t.csv --vllm-version 0.25.1", engine(vllm_version="0.25")),
+    ("--trace t.csv --watermark 0.1", engine(watermark=0.1)),
+    ("--trace t.csv --no-scheduler-reserve-full-isl", engine(scheduler_reserve_full_isl=False)),
+    ("--trace t.csv --trace-block-size 16", base(workload={"trace": "t.csv", "block_tokens": 16})),
+    ("--trace t.csv --timing p.py:f", base(timing="p.py:f")),
+    ("--trace t.csv --router p.py:f", base(fleet={"gpu": GPU, "router": "p.py:f"})),
     ("--trace t.csv --no-kv-cache", engine(kv_cache=False)),
     (
         "--trace t.csv --goodput ttft:200 --goodput tpot:50 --goodput e2el:5000",
@@ -178,11 +187,14 @@ def test_the_defaults_that_help_states_are_true() -> None:
         "region": scenario.site.region,
         "seed": scenario.seed,
         "tensor-parallel-size": scenario.engine.tensor_parallel_size,
-        "gpu-memory-utilization": scenario.engine.gpu_memory_utilization,
         "block-size": scenario.engine.block_size,
         "kv-cache-dtype": scenario.engine.kv_cache_dtype,
         "dtype": scenario.engine.dtype,
         "scheduling-policy": scenario.engine.scheduling_policy,
+        "timing": scenario.timing,
+        "vllm-version": scenario.engine.vllm_version,
+        "watermark": scenario.engine.watermark,
+        "trace-block-size": BLOCK_TOKENS,
         "burstiness": 1,
         "random-range-ratio": 0,
     }
@@ -319,11 +331,13 @@ def test_a_progress_bar_shows_on_stderr_only_and_only_when_it_takes_long(
     monkeypatch.setattr("kavier.cli.progress.REFRESH_S", 0.0)
     ended = kavier(*RUN, "--json")
     assert ended.status == 0
+    assert "simulating" not in ended.err  # no terminal
     assert json.loads(ended.out)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
-    ended = kavier(*RUN, "--json")
+    ended = kavier(*RUN, "--json", stderr=Terminal)
     assert json.loads(ended.out)
     assert "simulating" in ended.err
+    monkeypatch.setattr("kavier.cli.progress.PATIENCE_S", 3600.0)
+    assert "simulating" not in kavier(*RUN, "--json", stderr=Terminal).err
 
 
 # ---------------------------------------------------------------- traces as people have them

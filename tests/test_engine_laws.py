@@ -4,8 +4,9 @@ and whole runs conserve requests and tokens, respect causality and repeat exactl
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -14,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from kavier.ecosystem.vllm_versions import RULES, is_async
 from kavier.scenario import Engine
 from kavier.simulation.block_pool import BlockPool
 from kavier.simulation.clients import Clients
@@ -22,19 +24,18 @@ from kavier.simulation.record import TableRecorder
 from kavier.simulation.reference import (
     Simulation,
     SimulationResult,
+    make_replica,
     make_requests,
-    make_scheduler,
     simulate_reference,
 )
-from kavier.simulation.replica import Replica
 from kavier.simulation.request import Request, Status
-from kavier.simulation.router import ROUTERS
+from kavier.simulation.router import PLANS, ROUTERS, make_router
 from kavier.simulation.scheduler import Scheduled, Scheduler, SchedulerConfig, Step, StepScheduler
 from kavier.timing.step import StepCost, StepWork
+from kavier.validation.recording import TokenKeys
 from kavier.workload.blocks import BlockKeys
 from kavier.workload.table import SCHEMA
 from tests.naive_scheduler import Decisions, Job, NaiveScheduler, Settings
-from tests.oracle import TokenKeys
 
 # --- Every step equals that of the naive scheduler ------------------------------------------------------
 
@@ -80,10 +81,21 @@ def naive_settings(draw):
         watermark=draw(st.sampled_from([0.0, 0.0, 0.1, 0.4])),
         reserve_full=draw(st.booleans()),
         chunked=chunked,
+        unhashed_first=draw(st.sampled_from([True, True, False])),
+        lone_unlimited=draw(st.sampled_from([True, True, False])),
+        cursor_moves=draw(st.booleans()),
+        goes_on=draw(st.booleans()),
     )
 
 
-def ours(s: Settings) -> Scheduler:
+def ours(s: Settings, *, asynchronous: bool = False) -> Scheduler:
+    rules = replace(
+        RULES["0.33"],
+        unhashed_first=s.unhashed_first,
+        lone_request_unlimited=s.lone_unlimited,
+        victim_moves_cursor=s.cursor_moves,
+        self_preemption_goes_on=s.goes_on,
+    )
     config = SchedulerConfig(
         max_num_batched_tokens=s.budget,
         max_num_seqs=s.seats,
@@ -91,9 +103,15 @@ def ours(s: Settings) -> Scheduler:
         enable_chunked_prefill=s.chunked,
         long_prefill_token_threshold=s.threshold,
         scheduler_reserve_full_isl=s.reserve_full,
+        async_scheduling=asynchronous,
+        rules=rules,
     )
     kv = KVCacheManager(
-        s.num_blocks, block_size=s.block_size, enable_caching=s.caching, watermark=s.watermark
+        s.num_blocks,
+        block_size=s.block_size,
+        enable_caching=s.caching,
+        watermark=s.watermark,
+        unhashed_first=s.unhashed_first,
     )
     return Scheduler(config, kv)
 
@@ -114,7 +132,7 @@ def free_queue(pool: BlockPool) -> list[int]:
 def decisions(step: Step, scheduler: Scheduler, evicted_before: int) -> Decisions:
     pool = scheduler.kv.pool
     return Decisions(
-        [(r.row, n, computed, r.blocks) for r, n, computed in step.scheduled],
+        [(r.row, n, computed, list(r.blocks)) for r, n, computed, _ in step.scheduled],
         [r.row for r in step.preempted],
         [r.row for r in step.rejected],
         [r.row for r in scheduler.running],
@@ -124,12 +142,16 @@ def decisions(step: Step, scheduler: Scheduler, evicted_before: int) -> Decision
     )
 
 
-def check_lockstep(settings: Settings, rows: list[Arrival]) -> None:
-    """Play the rows through both schedulers; compare each step, and the pool at the end."""
+def check_lockstep(settings: Settings, rows: list[Arrival], *, asynchronous: bool) -> None:
+    """Play the rows through both schedulers; compare each step, and the pool at the end.
+
+    Asynchronous: each step is scheduled before the one before it is completed.
+    """
     keys = TokenKeys([row.prompt + row.answer for row in rows], settings.block_size)
     requests = [request_of(row, arrival, keys) for row, arrival in enumerate(rows)]
-    scheduler, naive = ours(settings), NaiveScheduler(settings)
+    scheduler, naive = ours(settings, asynchronous=asynchronous), NaiveScheduler(settings)
     pool = scheduler.kv.pool
+    in_flight: deque[Step] = deque()
     ended, now = 0, 0
     while ended < len(rows):
         for row, arrival in enumerate(rows):
@@ -138,19 +160,26 @@ def check_lockstep(settings: Settings, rows: list[Arrival]) -> None:
                 job = Job(row, float(arrival.step), list(arrival.prompt), arrival.answer, arrival.priority)
                 naive.waiting.append(job)
         evicted = pool.num_evictions
-        step = scheduler.schedule()
-        assert decisions(step, scheduler, evicted) == naive.schedule(), f"step {now}"
+        in_flight.append(scheduler.schedule())
+        assert decisions(in_flight[-1], scheduler, evicted) == naive.schedule(), f"step {now}"
+        ended += len(in_flight[-1].rejected)
         check_blocks(scheduler)
-        before = sum(request.num_output_tokens for request in requests)
-        finished = [r.row for r in scheduler.complete(step, float(now))]
-        assert step.work.sampled == sum(request.num_output_tokens for request in requests) - before
-        assert finished == naive.complete(), f"step {now}"
-        assert free_queue(pool) == naive.free_queue, f"end of step {now}"
-        pool.check_integrity()
-        ended += len(finished) + len(step.rejected)
+        if len(in_flight) > asynchronous:
+            ended += check_end(in_flight.popleft(), scheduler, naive, requests)
         now += 1
         assert now < 500, "no end in sight"
     assert pool.num_free == pool.num_usable
+
+
+def check_end(step: Step, scheduler: Scheduler, naive: NaiveScheduler, requests: list[Request]) -> int:
+    """Complete a step in both schedulers; how many requests finished."""
+    before = sum(request.num_output_tokens for request in requests)
+    finished = [r.row for r in scheduler.complete(step, 0.0)]
+    assert step.work.sampled == sum(request.num_output_tokens for request in requests) - before
+    assert finished == naive.complete()
+    assert free_queue(scheduler.kv.pool) == naive.free_queue
+    scheduler.kv.pool.check_integrity()
+    return len(finished)
 
 
 def check_blocks(scheduler: Scheduler) -> None:
@@ -167,17 +196,29 @@ many = hypothesis_settings(max_examples=4 * hypothesis_settings().max_examples)
 
 
 @many
-@given(naive_settings(), arrivals())
-def test_every_step_equals_that_of_the_naive_scheduler(settings, rows):
-    check_lockstep(settings, rows)
+@given(naive_settings(), arrivals(), st.booleans())
+def test_every_step_equals_that_of_the_naive_scheduler(settings, rows, asynchronous):
+    check_lockstep(settings, rows, asynchronous=asynchronous)
 
 
 @many
-@given(st.integers(4, 9), st.integers(2, 3), st.sampled_from([3, 6, 12]), st.booleans(), arrivals(max_size=7))
-def test_every_step_equals_that_of_the_naive_scheduler_when_memory_is_tight(
-    num_blocks, block_size, budget, priority, rows
-):
-    check_lockstep(Settings(num_blocks, block_size, budget, seats=5, priority=priority), rows)
+@given(
+    st.builds(
+        Settings,
+        num_blocks=st.integers(4, 9),
+        block_size=st.integers(2, 3),
+        budget=st.sampled_from([3, 6, 12]),
+        seats=st.just(5),
+        priority=st.booleans(),
+        unhashed_first=st.booleans(),
+        cursor_moves=st.booleans(),
+        goes_on=st.booleans(),
+    ),
+    arrivals(max_size=7),
+    st.booleans(),
+)
+def test_every_step_equals_that_of_the_naive_scheduler_when_memory_is_tight(settings, rows, asynchronous):
+    check_lockstep(settings, rows, asynchronous=asynchronous)
 
 
 def test_a_step_says_how_many_tokens_it_samples():
@@ -288,16 +329,20 @@ def workloads(draw, *, sessions=True, max_size=10):
 
 @st.composite
 def engines(draw, *, roomy=False, kv_cache=True):
+    version = draw(st.sampled_from(sorted(RULES)))
+    rules = RULES[version]
     return Engine(
+        vllm_version=version,
+        async_scheduling=draw(st.booleans()) if kv_cache and rules.async_scheduling is not None else False,
         max_model_len=64 if roomy else draw(st.sampled_from([64, 64, 25])),
         block_size=draw(st.sampled_from([1, 2, 4])),
         enable_prefix_caching=draw(st.booleans()),
         max_num_seqs=draw(st.sampled_from([1, 3, 6])),
         max_num_batched_tokens=draw(st.sampled_from([1, 4, 9, 40, 90])),
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 3])),
-        scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
-        scheduler_reserve_full_isl=draw(st.booleans()),
-        watermark=draw(st.sampled_from([0.0, 0.2])),
+        scheduling_policy=draw(st.sampled_from(["fcfs", "priority"] if rules.priority else ["fcfs"])),
+        scheduler_reserve_full_isl=draw(st.booleans()) if rules.reserve_full_isl else False,
+        watermark=draw(st.sampled_from([0.0, 0.2])) if rules.watermark else 0.0,
         kv_cache=kv_cache,
     )
 
@@ -315,7 +360,7 @@ def cases(draw, *, roomy=False, sessions=True, limited=True, kv_cache=True):
         engine=engine,
         num_gpu_blocks=1 + draw(st.sampled_from(sizes)),
         replicas=draw(st.integers(1, 3)),
-        router=draw(st.sampled_from(sorted(ROUTERS))),
+        router=draw(st.sampled_from([*sorted(PLANS), *sorted(ROUTERS)])),
         max_concurrency=draw(st.none() | st.integers(1, 4)) if limited else None,
     )
 
@@ -385,7 +430,9 @@ def test_every_gap_between_tokens_is_recorded_once(case):
     done = finished(result)
     if done.height == answered.height:  # the last token of a request rejected half-way is not in the table
         span_s = (done["finish_s"] - done["first_token_s"]).sum()
-        assert (gaps["gap_s"] * gaps["count"]).sum() == pytest.approx(span_s, rel=1e-12)
+        total_s = float((gaps["gap_s"] * gaps["count"]).sum())
+        # Gaps are rounded down, by 2^-12 at most.
+        assert float(span_s) * (1 - 2**-12) - 1e-9 <= total_s <= float(span_s) + 1e-9
     assert gaps["gap_s"].is_sorted()
     assert gaps["gap_s"].n_unique() == len(gaps)
 
@@ -427,20 +474,36 @@ def test_the_same_input_gives_the_same_tables(case):
         assert getattr(first, name).equals(getattr(second, name), null_equal=True)
 
 
+def seen_s(case: Case, result: SimulationResult, rows: set[int]) -> float:
+    """When the engine first knows that one of these requests ends.
+
+    That is at its end; with asynchronous scheduling when the step that brings its last token begins, for then
+    the step behind that is scheduled.
+    """
+    ends = result.requests[sorted(rows)].filter(pl.col("finish_s").is_not_null())
+    if not is_async(case.engine):
+        return min(ends["finish_s"], default=float("inf"))
+    steps = result.steps.filter(pl.col("sampled") > 0).with_columns(
+        finish_s=pl.col("start_s") + pl.col("duration_s")
+    )
+    last = ends.join(steps, on=["replica", "finish_s"])
+    assert len(last) == len(ends)
+    return min(last["start_s"], default=float("inf"))
+
+
 @given(any_case, st.data())
 def test_no_decision_depends_on_an_output_length_before_it_can_be_seen(case, data):
-    """Two worlds that differ in output lengths are one world until the first changed request finishes."""
+    """Two worlds that differ in output lengths are one world until a changed request is seen to end."""
     lengths = case.workload["output_tokens"].to_list()
     changed = data.draw(st.sets(st.integers(0, len(lengths) - 1), min_size=1))
     other_lengths = [n + data.draw(st.integers(1, 9)) if i in changed else n for i, n in enumerate(lengths)]
     other = case.workload.with_columns(pl.Series("output_tokens", other_lengths))
     here, there = case.run(), case.run(other)
-    finishes = [world.requests["finish_s"][row] for world in (here, there) for row in changed]
-    seen_s = min((t for t in finishes if t is not None), default=float("inf"))
-    before = pl.col("start_s") < seen_s
+    first_s = min(seen_s(case, here, changed), seen_s(case, there, changed))
+    before = pl.col("scheduled_s") < first_s
     assert here.steps.filter(before).equals(there.steps.filter(before))
     columns = ["request", "arrival_s", "replica", "first_scheduled_s", "cached_tokens"]
-    started = pl.col("first_scheduled_s") < seen_s
+    started = pl.col("first_scheduled_s") < first_s
     mine, theirs = (world.requests.filter(started).select(columns) for world in (here, there))
     assert mine.equals(theirs)
 
@@ -466,17 +529,15 @@ def test_requests_are_held_back_in_the_order_of_the_trace(case):
     assert case.run().requests["arrival_s"].is_sorted()
 
 
-@given(cases(sessions=False, limited=False), st.integers(1, 3))
-def test_round_robin_over_replicas_is_as_many_separate_runs(case, replicas):
-    assume((case.workload["prompt_tokens"] < case.longest).all())
-    together = Case(case.workload, case.engine, case.num_gpu_blocks, replicas, "round-robin", None).run()
-    for index in range(replicas):
-        share = case.workload[index::replicas]
-        if not len(share):
-            continue
-        alone = Case(share, case.engine, case.num_gpu_blocks, 1, "round-robin", None).run()
-        same = [name for name in alone.requests.columns if name not in ("request", "replica")]
+@given(cases(sessions=False, limited=False), st.sampled_from(sorted(PLANS)))
+def test_replicas_of_a_planned_fleet_are_as_many_separate_runs(case, router):
+    together = replace(case, router=router).run()
+    for index in range(case.replicas):
         mine = together.requests.filter(pl.col("replica") == index)
+        if not len(mine):
+            continue
+        alone = replace(case, workload=case.workload[mine["request"].to_list()], replicas=1).run()
+        same = [name for name in alone.requests.columns if name not in ("request", "replica")]
         assert mine.select(same).equals(alone.requests.select(same), null_equal=True)
         steps = together.steps.filter(pl.col("replica") == index)
         assert steps.drop("replica").equals(alone.steps.drop("replica"))
@@ -496,11 +557,18 @@ class Ledger(TableRecorder):
         self.computed: dict[int, int] = {}
         self.spent: dict[int, int] = {}
         self.readmissions: dict[int, int] = {}
+        self.sampled: dict[int, int] = {}
 
     def begin(
-        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+        self,
+        replica: int,
+        scheduled_s: float,
+        start_s: float,
+        cost: StepCost,
+        step: Step,
+        scheduler: StepScheduler,
     ) -> None:
-        super().begin(replica, start_s, cost, step, scheduler)
+        super().begin(replica, scheduled_s, start_s, cost, step, scheduler)
         assert isinstance(scheduler, Scheduler)
         check_blocks(scheduler)
         for request in step.preempted:
@@ -510,7 +578,7 @@ class Ledger(TableRecorder):
         self._check_work(step)
 
     def _follow(self, entry: Scheduled, block_size: int) -> None:
-        request, num_tokens, num_computed = entry
+        request, num_tokens, num_computed, samples = entry
         assert num_tokens > 0
         if request.row not in self.computed:  # admitted in this step: it starts behind whole cached blocks
             assert num_computed % block_size == 0
@@ -518,34 +586,36 @@ class Ledger(TableRecorder):
         assert num_computed == self.computed.get(request.row, num_computed)
         self.computed[request.row] = num_computed + num_tokens
         self.spent[request.row] = self.spent.get(request.row, 0) + num_tokens
+        self.sampled[request.row] = self.sampled.get(request.row, 0) + samples
 
     def _check_work(self, step: Step) -> None:
         """The sums of a step, counted token by token."""
         work = step.work
-        tokens = sum(n for _, n, _ in step.scheduled)
-        contexts = sum(computed + n for _, n, computed in step.scheduled)
-        pairs = sum(c + 1 for _, n, computed in step.scheduled for c in range(computed, computed + n))
+        tokens = sum(n for _, n, *_ in step.scheduled)
+        contexts = sum(computed + n for _, n, computed, _ in step.scheduled)
+        pairs = sum(c + 1 for _, n, computed, _ in step.scheduled for c in range(computed, computed + n))
         assert work.prefill_tokens + work.decodes == tokens
         assert work.prefill_context_tokens + work.decode_context_tokens == contexts
         assert work.prefill_pairs + work.decode_context_tokens == pairs
-        decodes = [r for r, n, computed in step.scheduled if n == 1 and computed >= r.num_prompt_tokens]
+        decodes = [r for r, n, computed, _ in step.scheduled if n == 1 and computed >= r.num_prompt_tokens]
         assert work.decodes == len(decodes)
+        assert work.sampled == sum(entry.samples for entry in step.scheduled)
 
 
 def play_with_ledger(case: Case, requests: list[Request], tap: Tap = lambda scheduler: None) -> Ledger:
     """As `simulate_reference`, with our recorder, and schedulers that `tap` has seen."""
-    ledger = Ledger()
-    schedulers = [make_scheduler(case.engine, case.num_gpu_blocks) for _ in range(case.replicas)]
-    for scheduler in schedulers:
-        tap(scheduler)
-    fleet = [Replica(i, scheduler, LinearStepTime(), ledger) for i, scheduler in enumerate(schedulers)]
+    ledger, timing = Ledger(), LinearStepTime()
+    fleet = [make_replica(i, case.engine, case.num_gpu_blocks, timing, ledger) for i in range(case.replicas)]
+    for replica in fleet:
+        tap(replica.scheduler)
     keys = BlockKeys(case.workload, case.engine.block_size)
     clients = Clients(requests, case.workload, case.max_concurrency)
-    Simulation(fleet, ROUTERS[case.router](), clients, keys, case.longest, None).run()
-    for scheduler in schedulers:
-        assert isinstance(scheduler, Scheduler)
-        scheduler.kv.pool.check_integrity()
-        assert scheduler.num_used_blocks == 0
+    router = make_router(case.router, case.workload, case.replicas, seed=0)
+    Simulation(fleet, router, clients, keys, case.longest, None).run()
+    for replica in fleet:
+        assert isinstance(replica.scheduler, Scheduler)
+        replica.scheduler.kv.pool.check_integrity()
+        assert replica.scheduler.num_used_blocks == 0
     return ledger
 
 
@@ -554,11 +624,16 @@ def test_every_token_is_computed_once_unless_a_preemption_lost_it(case):
     requests, _ = make_requests(case.workload, case.longest)
     ledger = play_with_ledger(case, requests)
     for request in requests:
+        assert ledger.sampled.get(request.row, 0) == request.num_output_tokens
         if request.status != "finished":
             continue
         last = request.num_tokens - 1  # the last sampled token never gets KV
-        assert ledger.computed[request.row] == last
-        assert ledger.readmissions[request.row] <= request.num_preemptions
+        if request.row in ledger.computed:
+            assert ledger.computed[request.row] == last
+            assert ledger.readmissions[request.row] <= request.num_preemptions
+        else:  # it was preempted while its last token was in flight
+            assert is_async(case.engine)
+            assert ledger.readmissions[request.row] < request.num_preemptions
         assert request.num_cached_tokens is not None
         fresh = last - request.num_cached_tokens
         spent = ledger.spent[request.row]
@@ -568,32 +643,50 @@ def test_every_token_is_computed_once_unless_a_preemption_lost_it(case):
 
 
 class SealedRequest(Request):
-    """A request whose output length may be read only while a step is being completed."""
+    """A request whose output length may be read only while a step is being completed.
+
+    `max_tokens`, which is the same number, may also be read by an asynchronous scheduler.
+    """
 
     __slots__ = ("length",)
-    sealed = True
+    length_is_sealed = limit_is_sealed = True
 
     @property
     def output_length(self) -> int:
-        assert not SealedRequest.sealed, "a decision read an output length"
+        assert not SealedRequest.length_is_sealed, "a decision read an output length"
         return self.length
 
     @output_length.setter
     def output_length(self, length: int) -> None:
         self.length = length
 
+    @property
+    def max_tokens(self) -> int:
+        assert not SealedRequest.limit_is_sealed, "a decision read max_tokens"
+        return self.length
 
-def unseal_completion(scheduler: StepScheduler) -> None:
-    complete = scheduler.complete
+    @max_tokens.setter
+    def max_tokens(self, limit: int) -> None:
+        assert limit == self.length
 
-    def unsealed(step: Step, now_s: float) -> list[Request]:
-        SealedRequest.sealed = False
-        try:
-            return complete(step, now_s)
-        finally:
-            SealedRequest.sealed = True
 
-    scheduler.complete = unsealed  # type: ignore[method-assign]
+def unsealed(method: Callable[..., Any], *seals: str) -> Callable[..., Any]:
+    """The method, which may break these seals."""
+
+    def call(*arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            for seal in seals:
+                patch.setattr(SealedRequest, seal, False)
+            return method(*arguments)
+
+    return call
+
+
+def unseal(scheduler: StepScheduler) -> None:
+    assert isinstance(scheduler, Scheduler)
+    scheduler.complete = unsealed(scheduler.complete, "length_is_sealed")  # type: ignore[method-assign]
+    if scheduler.config.async_scheduling:
+        scheduler.schedule = unsealed(scheduler.schedule, "limit_is_sealed")  # type: ignore[method-assign]
 
 
 @given(cases())
@@ -604,7 +697,7 @@ def test_no_decision_reads_an_output_length(case):
         requests.append(
             SealedRequest(known.row, known.arrival_s, known.num_prompt_tokens, length, known.priority)
         )
-    play_with_ledger(case, requests, unseal_completion)
+    play_with_ledger(case, requests, unseal)
 
 
 # --- kv_cache: off --------------------------------------------------------------------------------------

@@ -73,3 +73,11 @@ def test_programs_are_short_and_say_how_to_run_them(path):
     text = path.read_text()
     assert f"Run it: python examples/{path.name}" in text
     assert len([line for line in text.splitlines() if line.strip()]) < 45
+
+
+def test_a_router_of_ones_own_runs_compiled_and_beats_one_that_ignores_caches(tmp_path):
+    _, blind, longest, own = run("own_router.py", tmp_path)
+    assert (blind[0], longest[0], own[0]) == ("least-outstanding", "longest-prefix-match", "least_work")
+    assert own[-1] == "kernel"
+    assert number(own[1]) > 3 * number(blind[1])
+    assert number(own[2]) < number(blind[2]) / 100

@@ -126,7 +126,10 @@ def load(seed, count=60, rate=60.0, output=40) -> list[dict[str, Any]]:
 
 
 CRAMPED = {"num_gpu_blocks_override": 90, "max_model_len": 1200, "max_num_seqs": 16}
+SYNCHRONOUS = {"async_scheduling": False}
 RUNS: dict[str, dict[str, Any]] = {
+    "by an old release": {"engine": {"vllm_version": "0.11"}},
+    "synchronous, preempted": {"engine": CRAMPED | SYNCHRONOUS},
     "two calm replicas": {"fleet": {"replicas": 2}},
     "preempted for want of blocks": {"engine": CRAMPED},
     "by priority": {"engine": CRAMPED | {"scheduling_policy": "priority"}},
@@ -196,13 +199,18 @@ def naive_benchmark(outputs, dur_s, slo) -> dict[str, Any]:
     }
 
 
+def finished(requests: pl.DataFrame) -> pl.DataFrame:
+    return requests.filter(pl.col("status") == "finished")
+
+
 def duration_of(outputs):
     return max(out.token_times[-1] for out in outputs if out.success) - min(out.start_s for out in outputs)
 
 
 def test_the_runs_cover_what_they_are_named_for(run):
     name, result, served = run
-    assert (name in ("preempted for want of blocks", "by priority")) == (result.summary["preemptions"] > 0)
+    cramped = ("preempted for want of blocks", "by priority", "synchronous, preempted")
+    assert (name in cramped) == (result.summary["preemptions"] > 0)
     assert (name == "some prompts too long") == (result.summary["requests"]["rejected"] > 0)
     assert any(out.output_tokens == 1 for out in served)
     assert result.summary["requests"]["finished"] > 30
@@ -216,8 +224,13 @@ def test_every_output_token_has_a_time(run):
 def test_latencies_are_those_of_vllms_benchmark(run):
     _, result, served = run
     naive = naive_benchmark(served, duration_of(served), (np.inf,) * 3)
-    for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"):
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
         assert result.summary[name] == pytest.approx(naive[name], rel=CLOSE, abs=1e-12), name
+    itl = result.summary["itl_s"]
+    assert itl["mean"] == pytest.approx(naive["itl_s"]["mean"], rel=CLOSE)
+    for q in ("p50", "p90", "p99"):  # gaps are rounded down, by 2^-12 at most
+        exact = naive["itl_s"][q]
+        assert exact * (1 - 2**-12) - 1e-9 <= itl[q] <= exact + 1e-9, q
 
 
 def test_throughput_is_that_of_vllms_benchmark(run):
@@ -247,7 +260,8 @@ def test_goodput_is_that_of_vllms_benchmark(run, quantiles):
     naive = naive_benchmark(
         served, duration_of(served), [np.inf if limit is None else limit for limit in limits]
     )
-    found = goodput(result.requests, slo, result.summary["makespan_s"])
+    done = finished(result.requests)
+    found = goodput(done, slo, arrived=len(served), makespan_s=result.summary["makespan_s"])
     assert found is not None
     assert 0 < naive["good"] <= naive["completed"]
     assert found["good_requests"] == naive["good"]
@@ -267,7 +281,7 @@ def test_every_gap_between_tokens_is_in_the_inter_token_latency(run):
 
 def test_queue_time_is_zero_or_more_and_ends_before_the_first_token(run):
     _, result, _ = run
-    done = result.requests.filter(pl.col("status") == "finished")
+    done = finished(result.requests)
     assert (done["queue_s"] >= 0).all()
     assert (done["queue_s"] < done["ttft_s"]).all()
     assert result.summary["queue_s"]["mean"] == pytest.approx(done["queue_s"].mean(), rel=CLOSE)
@@ -311,9 +325,10 @@ def test_one_token_has_no_time_per_output_token():
 
 def test_a_rejected_request_has_no_latency_but_opens_the_window():
     table = requests_of(REJECTED, ONE_TOKEN)
-    assert latency(table, NO_GAPS)["ttft_s"] == dict.fromkeys(POINTS, 1.0)
+    done = finished(table)
+    assert latency(done, NO_GAPS)["ttft_s"] == dict.fromkeys(POINTS, 1.0)
     assert window(table, 2.0) == (0.0, 2.0)
-    assert throughput(table, 2.0) == {
+    assert throughput(done, 2.0) == {
         "requests_per_s": 0.5, "output_tokens_per_s": 0.5, "total_tokens_per_s": 5.5,
     }  # fmt: skip
 
@@ -334,12 +349,22 @@ def test_the_window_of_a_run_without_an_answer_is_empty():
     ],
 )
 def test_goodput_by_hand(objectives, good):
-    found = goodput(requests_of(REJECTED, ONE_TOKEN, FIVE_TOKENS), Slo(**objectives), 4.0)
+    done = requests_of(ONE_TOKEN, FIVE_TOKENS)  # of three that arrived
+    found = goodput(done, Slo(**objectives), arrived=3, makespan_s=4.0)
     assert found == {"good_requests": good, "good_ratio": good / 3, "requests_per_s": good / 4}
 
 
 def test_without_objectives_there_is_no_goodput():
-    assert goodput(requests_of(ONE_TOKEN), Slo(), 4.0) is None
+    assert goodput(requests_of(ONE_TOKEN), Slo(), arrived=1, makespan_s=4.0) is None
+
+
+def test_the_mean_gap_is_exact_though_gaps_are_counted_in_bins():
+    """Five tokens in 2 s, another five in 3 s; the counted gaps are a little shorter."""
+    table = requests_of(FIVE_TOKENS, (1.0, 1.25, 2.0, 5.0, 5, "finished"))
+    counted = pl.DataFrame({"gap_s": [0.4999, 0.7499], "count": [4, 4]})
+    summary = latency(table, counted)["itl_s"]
+    assert summary["mean"] == 5 / 8
+    assert summary["p99"] == 0.7499
 
 
 # --- Energy, carbon and cost of a run, by a second road -----------------------------------------------
@@ -355,7 +380,7 @@ def steps_energy_j(result, gpus) -> dict[int, float]:
     """Replica -> joules of its steps, one at a time, from FLOPs and bytes."""
     power = SaturatingPower(gpu())
     total: dict[int, float] = {}
-    for step in result.steps.iter_rows(named=True):
+    for step in result.steps.filter(pl.col("duration_s") > 0).iter_rows(named=True):
         t = step["duration_s"]
         watts = float(power.power_w(step["flops"] / t, step["bytes"] / t))
         total[step["replica"]] = total.get(step["replica"], 0.0) + watts * t * gpus
@@ -465,7 +490,8 @@ def brute_force_grams(result, offset_s, pue) -> float:
     end_s = start_s + result.summary["makespan_s"]
     for replica in range(result.scenario.fleet.replicas):
         now_s, spans = start_s, []
-        for step in result.steps.filter(pl.col("replica") == replica).iter_rows(named=True):
+        lasting = result.steps.filter(pl.col("replica") == replica, pl.col("duration_s") > 0)
+        for step in lasting.iter_rows(named=True):
             t = step["duration_s"]
             spans.append((now_s, step["start_s"], idle_w))
             watts = float(power.power_w(step["flops"] / t, step["bytes"] / t))

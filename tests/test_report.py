@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -329,9 +330,9 @@ def test_no_duration_has_sixty_seconds():
 
 
 def test_plots_reach_from_nothing_to_the_largest():
-    assert _sparkline([0.0, 1.0, 2.0, 4.0, 8.0], 10) == " ▁▂▄█"
-    assert _sparkline([0.0, 0.0], 10) == "  "
-    assert _sparkline([3.0] * 100, 7) == "█" * 7
+    assert _sparkline(np.array([0.0, 1.0, 2.0, 4.0, 8.0])) == " ▁▂▄█"
+    assert _sparkline(np.zeros(2)) == "  "
+    assert _sparkline(np.full(7, 3.0)) == "█" * 7
 
 
 def test_what_is_not_zero_is_not_shown_as_zero(result, capsys, monkeypatch):

@@ -16,6 +16,7 @@ import yaml
 
 import kavier
 from kavier.ecosystem.platform import build_platform
+from kavier.ecosystem.vllm_versions import RULES
 from kavier.errors import InputError
 from kavier.report.console import glossary
 from kavier.report.files import summary_json, write_run
@@ -426,6 +427,63 @@ def test_think_times_without_parents_are_named_as_unused(tmp_path):
 def test_a_priority_policy_without_priorities_is_said_to_be_first_come_first_served(tmp_path):
     tree = replay(trace(tmp_path, [row(0.0)]), engine={"scheduling_policy": "priority"})
     assert "priority" in notes_of(tree)
+
+
+ASYNCHRONOUS = "asynchronous loop; answers are taken to end at max_tokens"
+SYNCHRONOUS = "synchronous loop; by default it is asynchronous"
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "said"),
+    [
+        ({}, "0.33", ASYNCHRONOUS),
+        ({"vllm_version": "0.14"}, "0.14", ASYNCHRONOUS),
+        ({"async_scheduling": False}, "0.33", SYNCHRONOUS),
+        ({"vllm_version": "0.11"}, "0.11", None),  # there was no other
+        ({"kv_cache": False}, "0.33", None),
+    ],
+)
+def test_a_loop_that_could_be_another_is_named_with_its_release(tmp_path, engine, version, said):
+    notes = notes_of(replay(trace(tmp_path, [row(0.0)]), engine=engine))
+    assert [loop for loop in (ASYNCHRONOUS, SYNCHRONOUS) if f"vLLM {version}'s {loop}" in notes] == (
+        [said] if said else []
+    )
+
+
+def test_which_engine_played_is_said_with_the_reason(tmp_path):
+    source = trace(tmp_path, [row(0.0), row(0.0)])
+    compiled = kavier.simulate(replay(source)).summary["engine"]
+    assert compiled == {"name": "kernel", "why": None}
+    limited = kavier.simulate(replay(source, workload={"max_concurrency": 1})).summary["engine"]
+    assert limited == {"name": "reference", "why": "max_concurrency"}
+
+
+def open_loop(**engine: Any) -> dict[str, Any]:
+    """The busy scenario in small chunks, and nobody waits for anybody's answer."""
+    load = dict(BUSY["workload"]["synthetic"])
+    load["prefixes"] = {"system_prompts": 2, "system_prompt_tokens": 100}
+    chunks = {"max_num_batched_tokens": 256, "long_prefill_token_threshold": 100}
+    return {**BUSY, "workload": {"synthetic": load}, "engine": {**BUSY["engine"], **chunks, **engine}}
+
+
+@pytest.mark.parametrize("version", RULES)
+def test_every_release_gives_the_same_result_in_both_engines(monkeypatch, version):
+    busy = open_loop(vllm_version=version)
+    compiled = kavier.simulate(busy)
+    monkeypatch.setattr("kavier.runner.covers", lambda *_, **__: "a test")
+    reference = kavier.simulate(busy)
+    assert (compiled.summary.pop("engine")["name"], reference.summary.pop("engine")["name"]) == (
+        "kernel", "reference",
+    )  # fmt: skip
+    assert_same_numbers(compiled, reference)
+    assert compiled.summary["preemptions"] > 0
+
+
+def test_releases_differ():
+    """Rules matter to a cramped fleet; otherwise the test above would tell little."""
+    found = [kavier.simulate(open_loop(vllm_version=version)).requests["finish_s"] for version in RULES]
+    for index, one in enumerate(found):
+        assert not any(one.equals(other) for other in found[:index])
 
 
 def test_the_level_of_the_step_times_is_named(busy):

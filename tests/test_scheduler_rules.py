@@ -1,4 +1,4 @@
-"""One rule of vLLM 0.33's scheduler a test, the steps written out by hand.
+"""One rule of vLLM's scheduler a test, the steps written out by hand: of 0.33's, and what differs before.
 
 A step is written as one (request, tokens, already computed) for each request of the batch, in order.
 """
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from kavier.ecosystem.vllm_versions import RULES
 from kavier.simulation.kv_cache_manager import KVCacheManager
 from kavier.simulation.request import Request, Status
 from kavier.simulation.scheduler import Scheduler, SchedulerConfig, Step
@@ -16,10 +17,24 @@ from kavier.simulation.scheduler import Scheduler, SchedulerConfig, Step
 BLOCK = 4
 
 
-def engine(num_blocks: int = 100, *, budget: int = 64, seats: int = 8, watermark: float = 0.0, **config):
+def engine(
+    num_blocks: int = 100,
+    *,
+    budget: int = 64,
+    seats: int = 8,
+    watermark: float = 0.0,
+    version: str = "0.33",
+    **config,
+):
     """A scheduler with 4-token blocks, `num_blocks` of them usable."""
-    kv = KVCacheManager(num_blocks + 1, block_size=BLOCK, watermark=watermark)
-    return Scheduler(SchedulerConfig(max_num_batched_tokens=budget, max_num_seqs=seats, **config), kv)
+    rules = RULES[version]
+    kv = KVCacheManager(
+        num_blocks + 1, block_size=BLOCK, watermark=watermark, unhashed_first=rules.unhashed_first
+    )
+    config = {"scheduler_reserve_full_isl": rules.reserve_full_isl, **config}
+    return Scheduler(
+        SchedulerConfig(max_num_batched_tokens=budget, max_num_seqs=seats, rules=rules, **config), kv
+    )
 
 
 def request(row: int, prompt: int, output: int, *, keys=(), priority: int = 0, arrival_s: float = 0.0):
@@ -29,7 +44,7 @@ def request(row: int, prompt: int, output: int, *, keys=(), priority: int = 0, a
 
 
 def batch(step: Step) -> list[tuple[int, int, int]]:
-    return [(r.row, tokens, computed) for r, tokens, computed in step.scheduled]
+    return [(r.row, tokens, computed) for r, tokens, computed, _ in step.scheduled]
 
 
 def play(scheduler: Scheduler, *requests: Request, steps: int) -> list[list[tuple[int, int, int]]]:
@@ -117,14 +132,23 @@ def test_the_answer_of_a_request_is_cached_when_its_step_is_scheduled():
     assert batch(scheduler.schedule()) == [(0, 1, 7), (1, 4, 8)]  # 0 fills it in this very step
 
 
-def test_a_block_without_hash_is_reused_first_then_unused_ones_then_the_least_recently_used():
-    scheduler = engine(5)
+@pytest.mark.parametrize(
+    ("version", "blocks"),
+    [
+        ("0.33", [3, 5, 2, 1, 4]),  # cached ones: the request that ended first, tail before head
+        ("0.25", [3, 5, 2, 1, 4]),
+        ("0.20", [5, 3, 2, 1, 4]),  # the block without hash is freed like any other, as the tail
+        ("0.11", [5, 3, 2, 1, 4]),
+    ],
+)
+def test_a_block_without_hash_is_reused_first_then_unused_ones_then_the_least_recently_used(version, blocks):
+    scheduler = engine(5, version=version)
     first, second = request(0, 9, 1, keys=[1, 2]), request(1, 4, 1, keys=[3])
     play(scheduler, first, second, steps=1)  # blocks 1, 2 and the partial 3; block 4; block 5 never used
     third = request(2, 17, 1)
     scheduler.add(third)
     scheduler.schedule()
-    assert third.blocks == [3, 5, 2, 1, 4]  # cached ones: the request that ended first, tail before head
+    assert third.blocks == blocks
     assert scheduler.num_evictions == 3
 
 
@@ -150,6 +174,12 @@ def test_the_long_prefill_threshold_is_ignored_for_a_lone_request():
     ]
 
 
+@pytest.mark.parametrize("version", ["0.11", "0.14", "0.20", "0.25"])
+def test_the_long_prefill_threshold_held_for_a_lone_request_before_0_33(version):
+    alone = engine(long_prefill_token_threshold=5, version=version)
+    assert play(alone, request(0, 12, 2), steps=3) == [[(0, 5, 0)], [(0, 5, 5)], [(0, 2, 10)]]
+
+
 def test_without_chunked_prefill_a_prompt_waits_for_a_budget_that_holds_it():
     prompts = request(0, 6, 2), request(1, 6, 1), request(2, 1, 1)
     assert play(engine(budget=10, enable_chunked_prefill=False), *prompts, steps=2) == [
@@ -167,6 +197,8 @@ def test_a_prompt_is_admitted_only_when_all_of_it_fits():
     assert first_step(6) == [[(0, 8, 0), (1, 4, 0)]]
     assert first_step(5) == [[(0, 8, 0)]]
     assert first_step(5, scheduler_reserve_full_isl=False) == [[(0, 8, 0), (1, 4, 0)]]
+    assert first_step(5, version="0.20") == [[(0, 8, 0)]]
+    assert first_step(5, version="0.14") == [[(0, 8, 0), (1, 4, 0)]]
 
 
 def test_full_sequence_admission_reserves_nothing():
@@ -246,13 +278,39 @@ def test_the_priority_victim_is_the_least_urgent_and_of_those_the_latest():
     assert batch(step) == [(2, 1, 8), (0, 1, 8)]
 
 
-def test_by_priority_a_request_that_preempts_itself_does_not_stop_those_behind_it():
-    scheduler = engine(4, policy="priority")
+@pytest.mark.parametrize(
+    ("version", "rest"), [("0.33", [(1, 1, 7)]), ("0.25", []), ("0.20", []), ("0.14", [])]
+)
+def test_by_priority_a_request_that_preempts_itself_does_not_stop_those_behind_it(version, rest):
+    scheduler = engine(4, policy="priority", version=version)
     play(scheduler, request(0, 7, 9, priority=1), steps=1)
     play(scheduler, request(1, 7, 9, priority=0), steps=1)  # 0 computes its 8th token
     step = scheduler.schedule()  # 0 needs a third block, and nobody is less urgent than 0
-    assert batch(step) == [(1, 1, 7)]
+    assert batch(step) == rest
     assert rows(step.preempted) == [0]
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [
+        ("0.33", [(1, 1, 4), (2, 1, 4), (3, 1, 3)]),
+        ("0.25", [(1, 1, 4), (3, 1, 3)]),
+        ("0.14", [(1, 1, 4), (3, 1, 3)]),
+    ],
+)
+def test_a_victim_without_a_part_in_the_step_cost_another_its_turn_before_0_33(version, found):
+    """The last token of request 0 is in flight, so it has no part; its blocks go to request 1."""
+    scheduler = engine(5, policy="priority", version=version, async_scheduling=True)
+    scheduler.add(request(0, 4, 2, priority=9))
+    first = scheduler.schedule()
+    for row, prompt in ((1, 4), (2, 4), (3, 3)):
+        scheduler.add(request(row, prompt, 9))
+    second = scheduler.schedule()
+    assert batch(second) == [(0, 1, 4), (1, 4, 0), (2, 4, 0), (3, 3, 0)]  # 2 + 1 + 1 + 1 blocks
+    scheduler.complete(first, 0.0)
+    third = scheduler.schedule()
+    assert batch(third) == found
+    assert rows(third.preempted) == [0]
 
 
 @pytest.mark.parametrize(("policy", "second"), [("fcfs", 1), ("priority", 2)])
@@ -283,3 +341,75 @@ def test_a_request_that_outgrows_kv_memory_is_rejected_when_it_would_resume():
     assert growing.status is Status.REJECTED_KV
     assert (growing.num_output_tokens, growing.num_preemptions) == (2, 1)
     assert scheduler.num_used_blocks == 0
+
+
+# --- Asynchronous: a step is scheduled before the one before it ends --------------------------------------
+
+
+def test_a_token_that_is_not_known_yet_is_computed_and_the_last_one_ends_the_request():
+    scheduler = engine(async_scheduling=True)
+    scheduler.add(request(0, 6, 3))
+    steps, finished = [scheduler.schedule()], []
+    for _ in range(3):
+        steps.append(scheduler.schedule())
+        finished.append(rows(scheduler.complete(steps[-2], 0.0)))
+    assert [batch(step) for step in steps] == [[(0, 6, 0)], [(0, 1, 6)], [(0, 1, 7)], []]
+    assert [step.work.sampled for step in steps] == [1, 1, 1, 0]
+    assert finished == [[], [], [0]]
+    assert scheduler.num_used_blocks == 0
+
+
+def test_a_finished_request_keeps_its_seat_until_its_last_step_has_ended():
+    scheduler = engine(seats=1, async_scheduling=True)
+    scheduler.add(request(0, 4, 1))
+    scheduler.add(request(1, 4, 1))
+    first = scheduler.schedule()
+    assert batch(scheduler.schedule()) == []
+    scheduler.complete(first, 0.0)
+    assert batch(scheduler.schedule()) == [(1, 4, 0)]
+
+
+def test_a_block_that_a_token_in_flight_fills_is_hit_when_its_step_has_ended():
+    """Request 0 fills its second block with its second token, in its second step."""
+    scheduler = engine(async_scheduling=True)
+    scheduler.add(request(0, 6, 3, keys=[1, 2]))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    scheduler.complete(first, 0.0)
+    third = scheduler.schedule()
+    assert batch(third) == [(0, 1, 7)]  # the eighth token, which is not known
+    assert scheduler.kv.pool.find(2) is None
+    scheduler.complete(second, 0.0)  # now it is, but the step that computes it has not ended
+    assert scheduler.kv.pool.find(2) is None
+    scheduler.complete(third, 0.0)
+    assert scheduler.kv.pool.find(2) is not None
+
+
+def test_a_token_in_flight_outlives_a_preemption_and_is_recomputed():
+    scheduler = engine(4, async_scheduling=True)
+    early, late = request(0, 8, 9), request(1, 8, 9)
+    scheduler.add(early)
+    scheduler.add(late)
+    first = scheduler.schedule()
+    second = scheduler.schedule()
+    assert batch(first) == [(0, 8, 0), (1, 8, 0)]
+    assert (batch(second), rows(second.preempted)) == ([(0, 1, 8)], [1])
+    assert late.num_output_tokens == 0
+    scheduler.complete(first, 1.0)
+    assert (late.num_output_tokens, late.first_token_s, late.num_computed_tokens) == (1, 1.0, 0)
+    assert scheduler.waiting.head() is late
+    assert late.num_tokens == 9
+
+
+def test_who_is_preempted_with_the_last_token_in_flight_finishes_in_the_queue():
+    scheduler = engine(4, async_scheduling=True)
+    early, late = request(0, 8, 9), request(1, 8, 1)
+    scheduler.add(early)
+    scheduler.add(late)
+    first = scheduler.schedule()
+    second = scheduler.schedule()
+    assert (batch(second), rows(second.preempted)) == ([(0, 1, 8)], [1])
+    assert scheduler.num_waiting == 1
+    assert rows(scheduler.complete(first, 1.0)) == [1]
+    assert (late.status, scheduler.num_waiting, scheduler.num_running) == (Status.FINISHED, 0, 1)
+    assert (late.last_token_s, late.blocks) == (1.0, [])
+    scheduler.kv.pool.check_integrity()

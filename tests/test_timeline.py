@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from math import ceil, floor
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from kavier.metrics.timeline import AVERAGED, COUNTED, SPREAD, timeline
+from kavier.metrics.timeline import AVERAGED, COUNTED, SPREAD, means_over, timeline
 from kavier.simulation.record import STEP_SCHEMA
 
 IDLE_W = 122.0
+TOLD = tuple(name for name in COUNTED if name != "steps")
+"""Whole numbers that a step tells of itself."""
 RENAMED = {"decodes": "decode_tokens", "preempted": "preemptions"}
 CLOSE = 1e-9
 
@@ -38,25 +40,35 @@ def table(replica_spells, start_s) -> pl.DataFrame:
         for spell in spells:
             _, duration_s, counts, levels, amounts = astuple(spell)
             now_s += spell.pause_s
-            named = dict(zip((*COUNTED, *AVERAGED, *SPREAD), (*counts, *levels, *amounts), strict=True))
-            rows.append({"replica": replica, "start_s": now_s, "duration_s": duration_s, **named})
+            named = dict(zip((*TOLD, *AVERAGED, *SPREAD), (*counts, *levels, *amounts), strict=True))
+            rest = dict.fromkeys(STEP_SCHEMA.keys() - named.keys(), 0)
+            when = {"replica": replica, "scheduled_s": now_s, "start_s": now_s, "duration_s": duration_s}
+            rows.append({**rest, **named, **when})
             now_s += duration_s
-    kinds = {name: STEP_SCHEMA.get(name, pl.Float64()) for name in (*COUNTED, *AVERAGED, *SPREAD)}
-    return pl.DataFrame(
-        rows, schema={"replica": pl.Int32(), "start_s": pl.Float64(), "duration_s": pl.Float64(), **kinds}
-    ).sort("start_s", "replica")
+    schema = {**STEP_SCHEMA, "energy_j": pl.Float64()}
+    return pl.DataFrame(rows, schema=schema).sort("start_s", "replica", maintain_order=True)
 
 
 # Multiples of intervals are as likely as any other length, so that steps begin and end on boundaries.
 durations = st.sampled_from([0.125, 0.25, 0.5, 1.0, 0.1]) | st.floats(1e-4, 2.5)
-spells = st.builds(
+working = st.builds(
     Spell,
     pause_s=st.sampled_from([0.0, 0.0, 0.25, 1.0]) | st.floats(0, 2),
     duration_s=durations,
-    counts=st.tuples(*[st.integers(0, 10_000)] * len(COUNTED)),
+    counts=st.tuples(*[st.integers(0, 10_000)] * len(TOLD)),
     levels=st.tuples(*[st.integers(0, 1_000)] * len(AVERAGED)),
     amounts=st.tuples(*[st.floats(0, 1e15)] * len(SPREAD)),
 )
+empty = st.builds(
+    Spell,
+    pause_s=st.sampled_from([0.0, 0.0, 0.25, 1.0]),
+    duration_s=st.just(0.0),
+    counts=st.tuples(*[st.integers(0, 10_000)] * len(TOLD)),
+    levels=st.tuples(*[st.integers(0, 1_000)] * len(AVERAGED)),
+    amounts=st.just((0.0,) * len(SPREAD)),
+)
+"""A step of the asynchronous scheduler in which nothing runs."""
+spells = working | working | working | empty
 fleets = st.lists(st.lists(spells, max_size=5), min_size=1, max_size=3).filter(any)
 intervals = st.sampled_from([0.001, 0.01, 0.1, 0.25, 1.0, 7.0, 100.0]) | st.floats(0.01, 100)
 starts = st.sampled_from([0.0, 0.0, 3.5, 1e5])
@@ -80,7 +92,7 @@ def test_rows_add_up_to_the_steps_replica_by_replica(fleet, start_s, tail_s, int
     for replica in range(len(fleet)):
         mine, ours = steps.filter(pl.col("replica") == replica), rows.filter(pl.col("replica") == replica)
         assert ours["steps"].sum() == len(mine)
-        for name in COUNTED:
+        for name in TOLD:
             assert ours[RENAMED.get(name, name)].sum() == mine[name].sum()
         for name in ("flops", "bytes"):
             assert ours[name].sum() == pytest.approx(mine[name].sum(), rel=CLOSE)
@@ -119,9 +131,33 @@ def test_rows_tile_the_window_for_every_replica(fleet, start_s, tail_s, interval
         begin, length = ours["start_s"].to_numpy(), ours["interval_s"].to_numpy()
         assert begin[0] == start_s
         assert np.allclose(begin[1:], (begin + length)[:-1], rtol=0, atol=1e-9)
-        assert np.allclose(length[:-1], interval_s, rtol=1e-12)
+        intervals = length[:-1] / interval_s
+        assert (intervals > 0.5).all()
+        assert np.allclose(intervals, np.round(intervals), rtol=1e-9, atol=1e-9)
         assert begin[-1] + length[-1] == pytest.approx(end_of(steps) + tail_s, abs=1e-9)
-    assert (rows["interval_s"] <= interval_s * (1 + 1e-8)).all()
+
+
+@given(fleets, st.sampled_from([2**-10, 0.25, 0.5, 1.0]))
+def test_a_row_starts_where_something_happens(fleet, interval_s):
+    """With binary fractions, so that what is on a boundary is exactly on it."""
+    exact = eighths(fleet)
+    steps = table(exact, 0.0)
+    rows = rows_of(steps, exact, 0.0, 1.0, interval_s)
+    for replica in range(len(exact)):
+        mine = steps.filter(pl.col("replica") == replica)
+        begins = {floor(s / interval_s) for s in mine["start_s"]}
+        ends = {floor(s / interval_s) for s in mine["start_s"] + mine["duration_s"]}
+        found = {round(s / interval_s) for s in rows.filter(pl.col("replica") == replica)["start_s"]}
+        assert found >= {0} | begins
+        assert found <= {0} | begins | ends | {end + 1 for end in ends}
+
+
+def eighths(fleet: list[list[Spell]]) -> list[list[Spell]]:
+    """Pauses and steps of multiples of 1/8 s."""
+    return [
+        [replace(s, pause_s=round(s.pause_s * 8) / 8, duration_s=ceil(s.duration_s * 8) / 8) for s in spells]
+        for spells in fleet
+    ]
 
 
 @given(fleets, starts, tails, st.tuples(intervals, intervals))
@@ -143,7 +179,7 @@ def brute_force(steps, replica, begin_s, length_s):
         for name in AVERAGED:
             row[name] += step[name] * overlap_s / length_s
         for name in SPREAD:
-            row[name] += step[name] * overlap_s / step["duration_s"]
+            row[name] += step[name] * overlap_s / (step["duration_s"] or 1.0)
     row["energy_j"] += (length_s - row["busy_s"]) * IDLE_W
     return row
 
@@ -164,8 +200,7 @@ def test_every_row_is_what_brute_force_finds(fleet, start_s, tail_s, interval_s)
 @given(fleets, st.sampled_from([0.25, 0.5, 1.0]))
 def test_whole_numbers_belong_to_the_interval_in_which_their_step_starts(fleet, interval_s):
     """With binary fractions, so that a start on a boundary is exactly on it."""
-    exact = [[Spell(round(s.pause_s * 8) / 8, ceil(s.duration_s * 8) / 8, s.counts, s.levels, s.amounts)
-              for s in spells] for spells in fleet]  # fmt: skip
+    exact = eighths(fleet)
     steps = table(exact, 0.0)
     rows = rows_of(steps, exact, 0.0, 1.0, interval_s)
     found = {(r, s): n for r, s, n in rows.select("replica", "start_s", "prefill_tokens").iter_rows() if n}
@@ -176,11 +211,34 @@ def test_whole_numbers_belong_to_the_interval_in_which_their_step_starts(fleet, 
     assert found == {cell: tokens for cell, tokens in expected.items() if tokens}
 
 
+@given(fleets, st.sampled_from([0.0, 3.5]), tails, st.sampled_from([0.1, 0.25, 7.0]), st.integers(1, 12))
+def test_means_over_pieces_of_the_window_are_those_of_the_rows_in_them(
+    fleet, start_s, tail_s, interval_s, pieces
+):
+    rows = rows_of(table(fleet, start_s), fleet, start_s, tail_s, interval_s)
+    assume(max(rows["start_s"] + rows["interval_s"]) > start_s)
+    found = means_over(rows, ("running", "energy_j"), pieces)
+    edges = np.linspace(start_s, max(rows["start_s"] + rows["interval_s"]), pieces + 1)
+    for piece in range(pieces):
+        expected = {"running": 0.0, "energy_j": 0.0}
+        for begin_s, length_s, running, energy_j in rows.select(
+            "start_s", "interval_s", "running", "energy_j"
+        ).iter_rows():
+            overlap_s = max(0.0, min(begin_s + length_s, edges[piece + 1]) - max(begin_s, edges[piece]))
+            share = overlap_s / (edges[piece + 1] - edges[piece])
+            expected["running"] += running * share
+            expected["energy_j"] += energy_j / length_s * share if length_s else 0.0
+        for name, value in expected.items():
+            values, lengths = rows[name].to_numpy(), rows["interval_s"].to_numpy()
+            size = float(max(values / np.maximum(lengths, 1e-9) if name == "energy_j" else values))
+            assert found[name][piece] == pytest.approx(value, rel=1e-6, abs=1e-6 * (1 + size)), name
+
+
 # --- Known cases --------------------------------------------------------------------------------------
 
 
 def spell(pause_s, duration_s, running=2, energy_j=100.0, tokens=7) -> Spell:
-    counts = tuple([tokens] * len(COUNTED))
+    counts = tuple([tokens] * len(TOLD))
     return Spell(pause_s, duration_s, counts, (running, 0, 3), (1e12, 1e9, energy_j))
 
 
@@ -219,8 +277,9 @@ def test_a_replica_that_never_ran_idles_through_all_rows():
     steps = table([[spell(0.0, 2.0)], [], []], 0.0)
     rows = timeline(steps, replicas=3, window_s=(0.0, 2.0), interval_s=1.0, idle_w=10.0)
     idle = rows.filter(pl.col("replica") > 0)
-    assert len(idle) == 4
-    assert (idle["energy_j"] == 10.0).all()
+    assert idle["replica"].to_list() == [1, 2]  # one row each
+    assert idle["interval_s"].to_list() == [2.0, 2.0]
+    assert idle["energy_j"].to_list() == [20.0, 20.0]
     assert idle.select(pl.exclude("replica", "start_s", "interval_s", "energy_j")).to_numpy().sum() == 0
 
 

@@ -4,8 +4,9 @@
     result = kavier.simulate("scenario.yaml")
     result.summary["ttft_s"]["p99"]
 
-`Scenario`, `Result`, `simulate` and `InputError` are the whole of the interface. They are imported when first
-used, so that `import kavier` and `kavier --help` are quick.
+`Scenario`, `Result`, `simulate` and `InputError` are the whole of the interface, and what a policy of yours
+is given: `RequestView`, `ReplicaView`, `StepWork`. They are imported when first used, so that `import
+kavier` and `kavier --help` are quick.
 """
 
 from __future__ import annotations
@@ -13,17 +14,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Result", "Scenario", "__version__", "simulate"]
+__all__ = [
+    "InputError",
+    "ReplicaView",
+    "RequestView",
+    "Result",
+    "Scenario",
+    "StepWork",
+    "__version__",
+    "simulate",
+]
 
 if TYPE_CHECKING:
     from kavier.errors import InputError
     from kavier.runner import Result, simulate
     from kavier.scenario import Scenario
+    from kavier.simulation.policy.views import ReplicaView, RequestView
+    from kavier.timing.step import StepWork
 
 _HOME = {
     "InputError": "kavier.errors",
+    "ReplicaView": "kavier.simulation.policy.views",
+    "RequestView": "kavier.simulation.policy.views",
     "Result": "kavier.runner",
     "Scenario": "kavier.scenario",
+    "StepWork": "kavier.timing.step",
     "simulate": "kavier.runner",
 }
 

@@ -20,8 +20,15 @@ from kavier.metrics.trust import trust
 from kavier.scenario import Prices, Scenario, parse_scenario
 from kavier.scenario_file import read_scenario_tree
 from kavier.simulation.compiled import CompiledResult, covers, simulate_compiled
+from kavier.simulation.policy.examples import make_examples
+from kavier.simulation.policy.files import policies_of
+from kavier.simulation.policy.machine import compiled
+from kavier.simulation.policy.policy import Policy
+from kavier.simulation.policy.python import PythonTiming, in_order, keys_of
+from kavier.simulation.policy.views import arrivals
 from kavier.simulation.reference import simulate_reference
-from kavier.simulation.sampling import Sampling
+from kavier.simulation.sampling import Sampling, count_intervals
+from kavier.timing.compiled import Compilable
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
 from kavier.workload.presets import resolve
@@ -41,7 +48,7 @@ class Result:
         scenario: As simulated, every default resolved.
         summary: The page of numbers, as plain data (`summary.json`).
         requests: One row a request, in arrival order.
-        timeline: One row per replica and sample interval.
+        timeline: Rows of sample intervals, replica by replica: see `metrics.timeline`.
         steps: One row a step; None unless `output.steps` is set.
     """
 
@@ -56,8 +63,22 @@ class Result:
         return f"<Result: {done['finished']:,} of {done['arrived']:,} requests of a {self.scenario.model}>"
 
 
-def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Progress | None = None) -> Result:
+def simulate(
+    scenario: Scenario | Mapping[str, Any] | str | Path,
+    progress: Progress | None = None,
+    *,
+    router: Callable[..., Any] | None = None,
+    scheduling_policy: Callable[..., Any] | None = None,
+    timing: Callable[..., Any] | None = None,
+) -> Result:
     """Simulate a scenario: a `Scenario`, its plain data, or the path of its YAML file.
+
+    Args:
+        scenario: What to simulate.
+        progress: Told how far it is.
+        router: A policy in Python (see `simulation.policy`) in the place of `fleet.router`.
+        scheduling_policy: Likewise, of `engine.scheduling_policy`.
+        timing: Likewise, of `timing`.
 
     Raises:
         InputError: Whatever is wrong with the scenario, its trace, or what it names.
@@ -65,11 +86,14 @@ def simulate(scenario: Scenario | Mapping[str, Any] | str | Path, progress: Prog
     scenario = _as_scenario(scenario)
     platform = build_platform(scenario)
     workload = load_workload(scenario)
-    resolved = _resolve(scenario, platform)
-    timing = DatasheetTiming(platform.model, platform.gpu, platform.engine)
+    given = {"router": router, "scheduling_policy": scheduling_policy, "timing": timing}
+    policies = policies_of(scenario, given)
+    resolved = _resolve(scenario, platform, policies)
+    datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine)
     power = SaturatingPower(platform.gpu, compute_dtype(platform.gpu, platform.model.weight_dtype))
-    played, why = _play(resolved, platform, timing, power, workload, progress)
-    result = _measure(resolved, platform, timing, power, workload, played)
+    run = _Run(resolved, platform, workload, datasheet, power, policies)
+    played, why = run.play(progress)
+    result = _measure(resolved, platform, run.timing, power, workload, played)
     result.summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
     return result
 
@@ -82,7 +106,7 @@ def load_workload(scenario: Scenario) -> Workload:
     """
     section = scenario.workload
     if section.trace is not None:
-        return read_trace(section.trace, section.format)
+        return read_trace(section.trace, section.format, section.block_tokens)
     assert section.synthetic is not None
     return generate(section.synthetic, scenario.seed)
 
@@ -99,14 +123,18 @@ def _as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenari
     )
 
 
-def _resolve(scenario: Scenario, platform: Platform) -> Scenario:
-    """The scenario with every default, alias and preset written out."""
+def _resolve(scenario: Scenario, platform: Platform, policies: Mapping[str, Policy]) -> Scenario:
+    """The scenario with every default, alias, preset and policy written out."""
     synthetic = scenario.workload.synthetic
+    names = {what: policy.name for what, policy in policies.items()}
+    fleet = {"gpu": platform.gpu.name, "router": names.get("router", scenario.fleet.router)}
+    policy = names.get("scheduling_policy", scenario.engine.scheduling_policy)
     return scenario.model_copy(
         update={
             "model": platform.model.name,
-            "engine": platform.engine,
-            "fleet": scenario.fleet.model_copy(update={"gpu": platform.gpu.name}),
+            "engine": platform.engine.model_copy(update={"scheduling_policy": policy}),
+            "timing": names.get("timing", scenario.timing),
+            "fleet": scenario.fleet.model_copy(update=fleet),
             "site": scenario.site.model_copy(
                 update={"region": platform.region.code, "carbon_gco2_per_kwh": platform.constant_gco2_per_kwh}
             ),
@@ -116,38 +144,80 @@ def _resolve(scenario: Scenario, platform: Platform) -> Scenario:
     )
 
 
-def _play(
-    scenario: Scenario,
-    platform: Platform,
-    timing: DatasheetTiming,
-    power: SaturatingPower,
-    workload: Workload,
-    progress: Progress | None,
-) -> tuple[CompiledResult, str | None]:
-    """Play in the compiled engine, or else in the reference engine and say why."""
-    total, gpus = len(workload.requests), scenario.engine.tensor_parallel_size
-    requests = _shifted(workload.requests, -_origin_s(workload))
-    output, fleet, limit = scenario.output, scenario.fleet, scenario.workload.max_concurrency
-    sampling = Sampling(
-        requests["arrival_s"][0], output.sample_interval_s, power.record(gpus), steps=output.steps
-    )
-    why = covers(requests, scenario.engine, timing, router=fleet.router, max_concurrency=limit)
-    common: dict[str, Any] = {
-        "num_gpu_blocks": platform.kv.kv_blocks,
-        "replicas": fleet.replicas,
-        "router": fleet.router,
-        "progress": None if progress is None else lambda ended: progress(ended, total),
-    }
-    if why is None:
-        return simulate_compiled(requests, scenario.engine, timing, sampling=sampling, **common), None
-    played = simulate_reference(requests, scenario.engine, timing, max_concurrency=limit, **common)
-    return with_sums(played, power, gpus, sampling), why
+class _Run:
+    """Plays in the compiled engine, or else in the reference engine and says why.
+
+    Attributes:
+        timing: The step-time model that is used.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        platform: Platform,
+        workload: Workload,
+        datasheet: DatasheetTiming,
+        power: SaturatingPower,
+        policies: Mapping[str, Policy],
+    ) -> None:
+        self._scenario, self._platform, self._power = scenario, platform, power
+        self._requests = _shifted(workload.requests, -_origin_s(workload))
+        self._policies = self._compiled(policies)
+        self.timing: DatasheetTiming | PythonTiming = datasheet
+        if policy := self._policies.get("timing"):
+            self.timing = PythonTiming(policy, datasheet)
+        if policy := self._policies.get("scheduling_policy"):
+            seen = arrivals(self._requests, scenario.engine.block_size)
+            self._requests = in_order(self._requests, keys_of(policy, seen))
+
+    def _compiled(self, policies: Mapping[str, Policy]) -> dict[str, Policy]:
+        if not policies:
+            return {}
+        engine, fleet = self._scenario.engine, self._scenario.fleet
+        seats, budget = engine.max_num_seqs, engine.max_num_batched_tokens
+        assert seats is not None
+        assert budget is not None
+        seen = arrivals(self._requests, engine.block_size)
+        examples = make_examples(seen, fleet.replicas, self._platform.kv.kv_blocks - 1, seats, budget)
+        return {what: compiled(policy, examples) for what, policy in policies.items()}
+
+    def play(self, progress: Progress | None) -> tuple[CompiledResult, str | None]:
+        """What the run left, and why not in the compiled engine."""
+        scenario, requests, total = self._scenario, self._requests, len(self._requests)
+        output, gpus = scenario.output, scenario.engine.tensor_parallel_size
+        blocks, limit = self._platform.kv.kv_blocks, scenario.workload.max_concurrency
+        _check_span(requests, output.sample_interval_s)
+        sampling = Sampling(
+            requests["arrival_s"][0], output.sample_interval_s, self._power.record(gpus), steps=output.steps
+        )
+        common: dict[str, Any] = {
+            "num_gpu_blocks": blocks,
+            "replicas": scenario.fleet.replicas,
+            "router": self._policies.get("router", scenario.fleet.router),
+            "seed": scenario.seed,
+            "progress": None if progress is None else lambda ended: progress(ended, total),
+        }
+        why = self._uncompiled() or covers(
+            requests, scenario.engine, self.timing, num_gpu_blocks=blocks, max_concurrency=limit
+        )
+        if why is None:
+            assert isinstance(self.timing, Compilable)
+            return simulate_compiled(
+                requests, scenario.engine, self.timing, sampling=sampling, **common
+            ), None
+        played = simulate_reference(requests, scenario.engine, self.timing, max_concurrency=limit, **common)
+        return with_sums(played, self._power, gpus, scenario.fleet.replicas, sampling), why
+
+    def _uncompiled(self) -> str | None:
+        """Why a policy has no machine code; an admission order needs none, it is asked before the run."""
+        policies = [policy for what, policy in self._policies.items() if what != "scheduling_policy"]
+        return next((f"{policy.what} {policy.name}: {policy.why}" for policy in policies if policy.why), None)
 
 
 def _measure(
     scenario: Scenario,
     platform: Platform,
-    timing: DatasheetTiming,
+    timing: DatasheetTiming | PythonTiming,
     power: SaturatingPower,
     workload: Workload,
     played: CompiledResult,
@@ -159,7 +229,6 @@ def _measure(
     window_s = window(requests, played.end_s)
     rows = timeline_of(
         played.cells,
-        replicas=scenario.fleet.replicas,
         window_s=window_s,
         interval_s=scenario.output.sample_interval_s,
         idle_w=platform.gpu.loaded_idle_w * gpus,
@@ -190,6 +259,26 @@ def _measure(
     )
 
 
+LONGEST_S = 2.0**32
+"""136 years: until then the clock, a double, tells less than a microsecond apart."""
+
+
+def _check_span(requests: pl.DataFrame, interval_s: float) -> None:
+    """Refuse times that intervals or the clock cannot tell apart.
+
+    Raises:
+        InputError: Arrivals over so long a time.
+    """
+    first_s, last_s = requests["arrival_s"][0], requests["arrival_s"][-1]
+    count_intervals(last_s - first_s, interval_s)
+    if last_s - first_s > LONGEST_S:
+        raise InputError(
+            "arrivals are too far apart",
+            value=f"{last_s - first_s:.3g} s from the first to the last",
+            expected=f"at most {LONGEST_S:.3g} s",
+        )
+
+
 def _origin_s(workload: Workload) -> float:
     """Where the trace's clock stands at the first arrival, in whole seconds.
 
@@ -200,7 +289,7 @@ def _origin_s(workload: Workload) -> float:
     return float(math.floor(first_s))
 
 
-CLOCKS = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "start_s")
+CLOCKS = ("arrival_s", "first_scheduled_s", "first_token_s", "finish_s", "scheduled_s", "start_s")
 """Columns that tell a time of the trace's clock."""
 
 

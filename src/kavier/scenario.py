@@ -30,6 +30,31 @@ Count = Annotated[int, Field(ge=1, le=LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
+VllmVersion = Literal["0.11", "0.14", "0.20", "0.25", "0.33"]
+
+
+def _without_patch(version: object) -> str:
+    """0.33.0 is 0.33: patch releases are not told apart."""
+    return ".".join(str(version).split(".")[:2])
+
+
+PolicyName = Annotated[str, Field(pattern=r"\.py:[A-Za-z_]\w*$")]
+"""FILE.py:function: a policy in Python, see `simulation.policy`."""
+
+RouterName = Literal[
+    "round-robin",
+    "random",
+    "session-affine",
+    "consistent-hash",
+    "least-outstanding",
+    "power-of-two-choices",
+    "least-kv-used",
+    "longest-prefix-match",
+    "cache-aware",
+    "llm-d",
+]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and a key nobody knows is an error."""
 
@@ -185,6 +210,9 @@ class WorkloadSection(Section):
 
     trace: Path | None = None
     format: str = "auto"
+    block_tokens: Annotated[
+        Count | None, Field(description="tokens of a hashed block of a mooncake trace; None = Mooncake's 512")
+    ] = None
     synthetic: Synthetic | None = None
     max_concurrency: Annotated[
         Count | None, Field(description="closed loop: at most this many requests in flight")
@@ -196,20 +224,24 @@ class WorkloadSection(Section):
             raise ValueError("give either a trace or synthetic load, not both and not neither")
         if self.trace is None and self.format != "auto":
             raise ValueError("format without a trace")
+        if self.trace is None and self.block_tokens is not None:
+            raise ValueError("block_tokens without a trace")
         return self
 
 
 class Engine(Section):
-    """Engine settings, under vLLM's names and with vLLM's defaults (0.33, API server)."""
+    """Engine settings, under vLLM's names and with vLLM's defaults (of `vllm_version`, API server)."""
 
-    vllm_version: Annotated[Literal["0.33"], BeforeValidator(str)] = "0.33"
+    vllm_version: Annotated[VllmVersion, BeforeValidator(_without_patch)] = "0.33"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: Annotated[
         Count | Literal["auto"] | None, Field(description="None = the model's; auto = what fits in KV memory")
     ] = None
     tensor_parallel_size: Count = 1
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
+    gpu_memory_utilization: Annotated[
+        float | None, Field(gt=0, le=1, description="None = the version's default, 0.92 in 0.33")
+    ] = None
     num_gpu_blocks_override: Annotated[Count | None, Field(ge=2)] = None
     block_size: Count = 16
     enable_prefix_caching: bool = True
@@ -221,8 +253,13 @@ class Engine(Section):
     ] = None
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: CountOrZero = 0
-    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
-    scheduler_reserve_full_isl: bool = True
+    scheduling_policy: Literal["fcfs", "priority"] | PolicyName = "fcfs"
+    scheduler_reserve_full_isl: Annotated[
+        bool | None, Field(description="None = the version's default, on since 0.20")
+    ] = None
+    async_scheduling: Annotated[
+        bool | None, Field(description="None = the version's default, on since 0.14")
+    ] = None
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     kv_cache: Annotated[
         bool, Field(description="off: no KV caching at all, every step recomputes the whole context")
@@ -234,7 +271,7 @@ class Fleet(Section):
 
     gpu: str
     replicas: Annotated[int, Field(ge=1, le=100_000)] = 1
-    router: Literal["round-robin", "least-outstanding"] = "round-robin"
+    router: RouterName | PolicyName = "round-robin"
 
 
 class Site(Section):
@@ -273,7 +310,7 @@ class Slo(Section):
 class Output(Section):
     """What is recorded."""
 
-    sample_interval_s: Positive = 1.0
+    sample_interval_s: Annotated[float, Field(ge=1e-9, le=LARGEST)] = 1.0
     steps: Annotated[bool, Field(description="also write steps.parquet, one row a step")] = False
 
 
@@ -285,6 +322,9 @@ class Scenario(Section):
     workload: WorkloadSection
     fleet: Fleet
     engine: Engine = Engine()
+    timing: Annotated[
+        Literal["datasheet"] | PolicyName, Field(description="what prices a step: see docs/scenario.md")
+    ] = "datasheet"
     site: Site = Site()
     prices: Prices = Prices()
     slo: Slo = Slo()

@@ -48,6 +48,8 @@ def _expected(problem: ErrorDetails) -> str:
         return "a mapping of keys"
     if problem["type"] == "path_type":
         return "a path"
+    if problem["type"] == "string_pattern_mismatch":
+        return "FILE.py:FUNCTION"
     if problem["type"] == "literal_error":
         return str(problem["ctx"]["expected"])
     return problem["msg"].removeprefix("Input should be ").partition(", ")[0]

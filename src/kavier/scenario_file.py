@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kavier.errors import InputError, reason
 from kavier.scenario import Scenario
-from kavier.yaml_text import parse_yaml
 
 
 def read_scenario_tree(path: Path) -> dict[str, Any]:
@@ -20,6 +17,8 @@ def read_scenario_tree(path: Path) -> dict[str, Any]:
     Raises:
         InputError: Missing or unreadable file, YAML that does not parse (line named), not a mapping.
     """
+    from kavier.yaml_text import parse_yaml  # not every run reads or writes YAML, and it takes 20 ms
+
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -40,6 +39,9 @@ _FILES = (
     "site.carbon_series",
 )
 
+_POLICIES = ("fleet.router", "engine.scheduling_policy", "timing")
+"""Keys that may name a policy: FILE.py:function."""
+
 
 def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Take the relative paths of a scenario tree from `folder`, in place."""
@@ -51,6 +53,7 @@ def anchor_paths(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _files(tree: Mapping[str, Any]) -> list[str]:
     """Where a scenario tree names a file; a model is a name of the catalog unless it ends in .json."""
     named = [path for path in _FILES if isinstance(get_path(tree, path), str)]
+    named += [path for path in _POLICIES if ".py:" in str(get_path(tree, path))]
     model = tree.get("model")
     return [*named, "model"] if isinstance(model, str) and model.endswith(".json") else named
 
@@ -84,6 +87,8 @@ def get_path(tree: Mapping[str, Any], path: str) -> Any:
 
 def dump_scenario(scenario: Scenario, folder: Path) -> str:
     """The scenario as the YAML of a file in `folder`, every default written out, paths relative to it."""
+    import yaml
+
     tree = scenario.model_dump(mode="json")
     for path in _files(tree):
         set_path(tree, path, os.path.relpath(get_path(tree, path), folder))

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from kavier.cli import catalog, explain, run, workload
+from kavier.cli import catalog, conformance, explain, run, workload
 from kavier.errors import InputError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("run")(run.run)
 app.add_typer(workload.app, name="workload")
 app.command("catalog")(catalog.catalog)
 app.command("explain")(explain.explain)
+app.command("conformance")(conformance.conformance)
 
 
 def _version(show: bool) -> None:

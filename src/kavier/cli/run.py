@@ -17,11 +17,17 @@ def run(
     scenario: Annotated[Path | None, typer.Argument(help="Scenario file (YAML); flags override it.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Trace to replay, in any known format.")] = None,
     format: Annotated[str | None, typer.Option(help="Trace format; default: found by its header.")] = None,
+    trace_block_size: Annotated[
+        int | None, typer.Option(help="Tokens a hash of a mooncake trace stands for.  [512]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face name, or path of a config.json.")] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU, see `kavier catalog gpus`.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Engine replicas.  [1]")] = None,
     router: Annotated[
-        str | None, typer.Option(help="round-robin or least-outstanding.  [round-robin]")
+        str | None, typer.Option(help="Name (docs/scenario.md) or FILE.py:FUNCTION.  [round-robin]")
+    ] = None,
+    timing: Annotated[
+        str | None, typer.Option(help="datasheet, or FILE.py:FUNCTION: seconds a step.  [datasheet]")
     ] = None,
     region: Annotated[
         str | None, typer.Option(help="Grid region, see `kavier catalog regions`.  [WORLD]")
@@ -36,12 +42,15 @@ def run(
         typer.Option("--set", metavar="PATH=VALUE", help="Set any key of the scenario; may be repeated."),
     ] = None,
     # vLLM's engine flags
+    vllm_version: Annotated[
+        str | None, typer.Option(help="Whose rules: 0.11, 0.14, 0.20, 0.25 or 0.33.  [0.33]")
+    ] = None,
     max_model_len: Annotated[str | None, typer.Option(help="Tokens, or auto.  [the model's]")] = None,
     tensor_parallel_size: Annotated[
         int | None, typer.Option("--tensor-parallel-size", "-tp", help="GPUs a replica.  [1]")
     ] = None,
     gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of GPU memory for vLLM.  [0.92]")
+        float | None, typer.Option(help="Share of GPU memory for vLLM.  [by version: 0.92 since 0.20]")
     ] = None,
     num_gpu_blocks_override: Annotated[
         int | None, typer.Option(help="KV blocks a replica, instead of what fits.")
@@ -58,7 +67,19 @@ def run(
     long_prefill_token_threshold: Annotated[
         int | None, typer.Option(help="Largest prefill chunk.  [0 = off]")
     ] = None,
-    scheduling_policy: Annotated[str | None, typer.Option(help="fcfs or priority.  [fcfs]")] = None,
+    scheduling_policy: Annotated[
+        str | None, typer.Option(help="fcfs, priority or FILE.py:FUNCTION.  [fcfs]")
+    ] = None,
+    scheduler_reserve_full_isl: Annotated[
+        _OnOff,
+        typer.Option(
+            "--scheduler-reserve-full-isl/--no-scheduler-reserve-full-isl",
+            help="Admit only what fits as a whole.  [by version]",
+        ),
+    ] = None,
+    watermark: Annotated[
+        float | None, typer.Option(help="Share of KV blocks that admission leaves free.  [0]")
+    ] = None,
     enable_prefix_caching: Annotated[
         _OnOff, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching", help="[on]")
     ] = None,
@@ -66,7 +87,7 @@ def run(
         _OnOff, typer.Option("--enable-chunked-prefill/--no-enable-chunked-prefill", help="[on]")
     ] = None,
     async_scheduling: Annotated[
-        _OnOff, typer.Option("--async-scheduling/--no-async-scheduling", help="[off: not modelled yet]")
+        _OnOff, typer.Option("--async-scheduling/--no-async-scheduling", help="[by version: on since 0.14]")
     ] = None,
     kv_cache: Annotated[
         _OnOff, typer.Option("--kv-cache/--no-kv-cache", help="Off: every step recomputes the context.  [on]")
@@ -136,20 +157,23 @@ def _where(scenario: Path | None, flags: dict[str, Any]) -> str:
 _PATHS = {
     "trace": "workload.trace",
     "format": "workload.format",
+    "trace_block_size": "workload.block_tokens",
     "max_concurrency": "workload.max_concurrency",
     "model": "model",
     "gpu": "fleet.gpu",
     "replicas": "fleet.replicas",
     "router": "fleet.router",
+    "timing": "timing",
     "region": "site.region",
     "seed": "seed",
 } | {
     name: f"engine.{name}"
     for name in (
-        "max_model_len", "tensor_parallel_size", "gpu_memory_utilization", "num_gpu_blocks_override",
-        "block_size", "kv_cache_dtype", "dtype", "max_num_seqs", "max_num_batched_tokens",
-        "long_prefill_token_threshold", "scheduling_policy", "enable_prefix_caching",
-        "enable_chunked_prefill", "kv_cache",
+        "vllm_version", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization",
+        "num_gpu_blocks_override", "block_size", "kv_cache_dtype", "dtype", "max_num_seqs",
+        "max_num_batched_tokens", "long_prefill_token_threshold", "scheduling_policy",
+        "scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "enable_chunked_prefill",
+        "async_scheduling", "kv_cache",
     )
 }  # fmt: skip
 """Flag -> key of the scenario."""
@@ -198,10 +222,6 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
     load = [name for name in _LOAD_FLAGS if name in flags]
     if "trace" in flags and load:
         raise InputError(f"contradictory flags: --trace replays a trace, {_flag(load[0])} generates load")
-    if flags.get("async_scheduling"):
-        raise InputError(
-            "--async-scheduling is not modelled yet", expected="--no-async-scheduling (synchronous)"
-        )
 
 
 def _refuse_what_is_no_scenario(given: str, flags: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from math import ceil
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Layer, ModelSpec
+from kavier.ecosystem.vllm_versions import memory_utilization
 from kavier.errors import InputError
 from kavier.scenario import Engine
 from kavier.units import bytes_to_gib, gib_to_bytes
@@ -140,7 +141,7 @@ def _reserve_note(parts: _Parts) -> str:
 def _divide(model: ModelSpec, gpu: GpuSpec, engine: Engine, step: tuple[int, int]) -> _Parts:
     gpus = engine.tensor_parallel_size
     return _Parts(
-        utilized=ceil(gpu.memory_bytes * engine.gpu_memory_utilization),
+        utilized=ceil(gpu.memory_bytes * memory_utilization(engine)),
         weights=model.weight_bytes(gpus),
         activations=activation_bytes(model, *step, tensor_parallel_size=gpus),
         non_torch=NON_TORCH_BYTES if gpus == 1 else NON_TORCH_PARALLEL_BYTES,
@@ -208,7 +209,7 @@ def _does_not_fit(
     return InputError(
         f"{model.name} does not fit on {engine.tensor_parallel_size} x {gpu.name}: weights and reserves need "
         f"{bytes_to_gib(short_bytes):.2f} GiB more a GPU than gpu_memory_utilization "
-        f"{engine.gpu_memory_utilization} of {bytes_to_gib(gpu.memory_bytes):.2f} GiB leaves",
+        f"{memory_utilization(engine)} of {bytes_to_gib(gpu.memory_bytes):.2f} GiB leaves",
         expected=f"engine.tensor_parallel_size {enough[0]}"
         if enough
         else "a GPU with more memory, a smaller or quantised model, or a shorter engine.max_model_len: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +11,8 @@ PERCENTILES = (50, 90, 99)
 
 Summary = dict[str, float | None]
 
+NOTHING: Summary = {"mean": None, **{f"p{q}": None for q in PERCENTILES}}
+
 
 def summarise(values: ArrayLike, counts: ArrayLike | None = None) -> Summary:
     """{mean, p50, p90, p99} of values, each taken `counts` times; all None when there are none.
@@ -18,14 +20,19 @@ def summarise(values: ArrayLike, counts: ArrayLike | None = None) -> Summary:
     Percentiles interpolate linearly between order statistics, as numpy.percentile (and vLLM's benchmark).
     """
     array = np.asarray(values, dtype=np.float64)
-    weights = np.ones(len(array), dtype=np.int64) if counts is None else np.asarray(counts, dtype=np.int64)
+    if counts is None:
+        return _summary(float(array.mean()), np.percentile(array, PERCENTILES)) if len(array) else NOTHING
+    weights = np.asarray(counts, dtype=np.int64)
     if weights.sum() == 0:
-        return {"mean": None, **{f"p{q}": None for q in PERCENTILES}}
+        return NOTHING
     order = np.argsort(array, kind="stable")
     ranked, cumulative = array[order], np.cumsum(weights[order])
     mean = float((ranked * weights[order]).sum() / cumulative[-1])
-    points = _percentiles(ranked, cumulative, PERCENTILES)
-    return {"mean": mean, **{f"p{q}": point for q, point in zip(PERCENTILES, points, strict=True)}}
+    return _summary(mean, _percentiles(ranked, cumulative, PERCENTILES))
+
+
+def _summary(mean: float, points: Iterable[float]) -> Summary:
+    return {"mean": mean, **{f"p{q}": float(point) for q, point in zip(PERCENTILES, points, strict=True)}}
 
 
 def _percentiles(

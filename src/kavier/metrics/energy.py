@@ -6,7 +6,10 @@ import numpy as np
 import polars as pl
 
 from kavier.metrics.power import SaturatingPower
-from kavier.simulation.kernel import step_energies
+from kavier.native.library import address
+from kavier.simulation.kernel import operations
+from kavier.simulation.kernel.engine import LIBRARY
+from kavier.simulation.kernel.records import STEP
 from kavier.units import WH_PER_KWH, j_to_kwh, per_million
 
 
@@ -16,11 +19,11 @@ def with_energy(steps: pl.DataFrame, power: SaturatingPower, gpus_per_replica: i
     Replicas' GPUs work alike (tensor parallelism), so one GPU's power is that of each. The compiled engine
     does the same sum, in the same function.
     """
-    energies = np.zeros(len(steps))
-    columns = ("flops", "bytes", "duration_s")
-    flops, moved, duration_s = (np.array(steps[name].to_numpy(), np.float64) for name in columns)
-    step_energies(power.record(gpus_per_replica), flops, moved, duration_s, energies)
-    return steps.with_columns(pl.Series("energy_j", energies))
+    coefficients, records = power.record(gpus_per_replica), np.zeros(len(steps), STEP)
+    for name in ("flops", "bytes", "duration_s"):
+        records[name] = steps[name].to_numpy()
+    LIBRARY.call(operations.FILL_ENERGIES, address(coefficients), address(records), len(steps))
+    return steps.with_columns(pl.Series("energy_j", np.ascontiguousarray(records["energy_j"])))
 
 
 def energy(

@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kavier.ecosystem.gpu import GpuSpec
-from kavier.simulation.kernel import POWER, step_energies
+from kavier.native.library import address
+from kavier.simulation.kernel import operations
+from kavier.simulation.kernel.engine import LIBRARY
+from kavier.simulation.kernel.records import POWER, STEP
 from kavier.timing.constants import read_constants
 
 Array = npt.NDArray[np.float64]
@@ -46,23 +49,17 @@ class SaturatingPower:
         flops, moved = np.broadcast_arrays(
             np.asarray(flops_per_s, np.float64), np.asarray(bytes_per_s, np.float64)
         )
-        power = np.zeros(flops.size)
-        step_energies(self.record(1), flops.flatten(), moved.flatten(), np.ones(flops.size), power)
-        return power.reshape(flops.shape)
+        steps, record = np.zeros(flops.size, STEP), self.record(1)
+        steps["flops"], steps["bytes"], steps["duration_s"] = flops.ravel(), moved.ravel(), 1.0
+        LIBRARY.call(operations.FILL_ENERGIES, address(record), address(steps), len(steps))
+        return np.ascontiguousarray(steps["energy_j"]).reshape(flops.shape)
 
     def record(self, gpus: int) -> npt.NDArray[Any]:
         """The coefficients as the compiled engine reads them, for a replica of this many GPUs."""
         record = np.zeros(1, POWER)
-        for name, value in {
-            "floor_w": self._gpu.loaded_idle_w,
-            "span_w": self._span_w,
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "peak_flops_per_s": self._peak_flops_per_s,
-            "peak_bytes_per_s": self._gpu.bandwidth_bytes_per_s,
-            "gpus": gpus,
-        }.items():
-            record[name] = value
+        record["floor_w"], record["span_w"], record["gpus"] = self._gpu.loaded_idle_w, self._span_w, gpus
+        record["per_flop_per_s"] = self.beta / self._peak_flops_per_s
+        record["per_byte_per_s"] = self.alpha / self._gpu.bandwidth_bytes_per_s
         return record
 
     def expected_error(self) -> str:

@@ -68,7 +68,8 @@ def summarise_run(
         facts: The rest.
     """
     makespan_s = facts.window_s[1] - facts.window_s[0]
-    finished = requests.filter(pl.col("status") == "finished")
+    done = requests["status"] == "finished"
+    finished = requests if done.all() else requests.filter(done)
     output_tokens = int(finished["output_tokens"].sum())
     total_tokens = output_tokens + int(finished["prompt_tokens"].sum())
     power = energy(
@@ -81,9 +82,9 @@ def summarise_run(
     return {
         "schema_version": SCHEMA_VERSION,
         "requests": _outcomes(requests),
-        **latency(requests, token_gaps),
-        "throughput": throughput(requests, makespan_s),
-        "goodput": goodput(requests, facts.slo, makespan_s),
+        **latency(finished, token_gaps),
+        "throughput": throughput(finished, makespan_s),
+        "goodput": goodput(finished, facts.slo, arrived=len(requests), makespan_s=makespan_s),
         "cache": _cache(timeline),
         "preemptions": int(requests["preemptions"].sum()),
         "makespan_s": makespan_s,

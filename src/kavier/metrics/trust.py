@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 
 from kavier.ecosystem.platform import Platform
+from kavier.ecosystem.vllm_versions import is_async, rules_of
 from kavier.metrics.power import SaturatingPower
-from kavier.scenario import Scenario, Synthetic
-from kavier.timing.datasheet import DatasheetTiming
+from kavier.scenario import Engine, Scenario, Synthetic
 from kavier.units import S_PER_HOUR
 from kavier.workload.presets import resolve
 from kavier.workload.table import Workload
@@ -34,12 +34,22 @@ UNUSED_COLUMNS = {
 """Column of a trace -> what happens instead of what it asks for."""
 
 
+class Assuming(Protocol):
+    """A step-time model that tells what it assumes."""
+
+    level: str
+
+    def assumptions(self) -> list[str]:
+        """One sentence each."""
+        ...
+
+
 def trust(
     scenario: Scenario,
     platform: Platform,
     workload: Workload,
     truncated: int,
-    timing: DatasheetTiming,
+    timing: Assuming,
     power: SaturatingPower,
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -56,6 +66,7 @@ def trust(
     """
     notes = [
         *_load_notes(summary),
+        *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
         *timing.assumptions(),
@@ -124,11 +135,21 @@ def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _peak_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Only a step-time model of the user can be faster than the datasheet."""
+    used = summary["utilization"]
+    if max(used["mfu"] or 0.0, used["mbu"] or 0.0) > used["busy_ratio"]:
+        yield (
+            "steps are shorter than their FLOPs and bytes take at the GPU's peaks: energy, which follows "
+            "from these, is that of no such GPU"
+        )
+
+
 def _priority_notes(scenario: Scenario, columns: list[str]) -> Iterator[str]:
-    by_priority = scenario.engine.scheduling_policy == "priority"
-    if "priority" in columns and not by_priority:
+    policy = scenario.engine.scheduling_policy
+    if "priority" in columns and policy == "fcfs":
         yield "column priority of the trace is not used: scheduling_policy is fcfs"
-    if by_priority and "priority" not in columns:
+    if policy == "priority" and "priority" not in columns:
         yield "scheduling_policy is priority, but the workload has no priorities: all are 0"
 
 
@@ -160,13 +181,27 @@ def _engine_notes(scenario: Scenario, platform: Platform) -> Iterator[str]:
     engine = scenario.engine
     if scenario.site.carbon_series is not None and scenario.output.sample_interval_s > S_PER_HOUR:
         yield "carbon is reckoned by the sample interval, which is longer than an hour: it averages hours"
-    yield (
-        f"scheduling is vLLM {engine.vllm_version}'s synchronous loop; in its asynchronous default a request "
-        "waits up to a step longer: under light load expect the mean TTFT here to be a third too low"
-    )
+    yield from _loop_notes(engine)
     if not engine.kv_cache:
         yield (
             "KV cache off: every step recomputes whole contexts; settings of blocks, chunks and prefix cache "
             "have no effect"
         )
     yield from platform.model.notes
+
+
+def _loop_notes(engine: Engine) -> Iterator[str]:
+    """What is said of the scheduler's loop."""
+    rules = rules_of(engine)
+    if is_async(engine):
+        yield (
+            f"scheduling is vLLM {engine.vllm_version}'s asynchronous loop; answers are taken to end at "
+            "max_tokens: one that ends at a stop token would cost one step more"
+        )
+    elif rules.async_scheduling and engine.kv_cache:
+        yield (
+            f"scheduling is vLLM {engine.vllm_version}'s synchronous loop; by default it is asynchronous, "
+            "where a request waits up to a step longer"
+        )
+    if ".py:" in engine.scheduling_policy:
+        yield f"admission order: {engine.scheduling_policy}, as priorities of vLLM's priority policy"

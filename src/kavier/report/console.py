@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kavier import __version__
 from kavier.errors import InputError
+from kavier.metrics.timeline import means_over
 from kavier.runner import Result
 from kavier.scenario import Slo
 from kavier.units import MS_PER_S
@@ -46,7 +47,7 @@ def print_page(result: Result, out: Path | None) -> None:
         _serving_table(result),
         _impact_table(result.summary),
         _over_time(result, width - 36) if result.summary["makespan_s"] else "Nothing ran.",
-        _trust(result.summary["trust"]),
+        _trust(result.summary),
     ):
         console.print(part)
         console.print()
@@ -107,7 +108,8 @@ def _headline(result: Result) -> Text:
     text = Text()
     text.append(f"{scenario.model}", "bold")
     text.append(f" on {fleet.replicas} x {fleet.gpu}{gpus}", "bold")
-    text.append(f", vLLM {engine.vllm_version} scheduling, {fleet.router} routing\n")
+    loop = "asynchronous" if engine.async_scheduling else "synchronous"
+    text.append(f", vLLM {engine.vllm_version} {loop} scheduling, {fleet.router} routing\n")
     outcome = summary["requests"]
     text.append(f"{outcome['arrived']:,} requests from {source} in {_duration(summary['makespan_s'])}: ")
     text.append(f"{outcome['finished']:,} finished", "green")
@@ -195,38 +197,40 @@ def _impact_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+PIECES = ("running", "waiting", "used_blocks", "energy_j")
+
+
 def _over_time(result: Result, width: int) -> Table:
     """Small plots: what the fleet did from the first arrival to the last token."""
-    rows = result.timeline.group_by("start_s", maintain_order=True).agg(
-        pl.col("running", "waiting", "used_blocks", "energy_j").sum(), pl.col("interval_s").first()
-    )
+    means = means_over(result.timeline, PIECES, width)
     blocks = max(result.summary["kv"]["blocks"] * result.scenario.fleet.replicas, 1)
     series = {
-        "running": (rows["running"], "{:,.1f} requests"),
-        "waiting": (rows["waiting"], "{:,.1f} requests"),
-        "KV use": (rows["used_blocks"] * (100 / blocks), "{:.1f} %"),
-        "GPU power": (rows["energy_j"] / rows["interval_s"], "{:,.0f} W"),
+        "running": (means["running"], "{:,.1f} requests"),
+        "waiting": (means["waiting"], "{:,.1f} requests"),
+        "KV use": (means["used_blocks"] * (100 / blocks), "{:.1f} %"),
+        "GPU power": (means["energy_j"], "{:,.0f} W"),
     }
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, (values, unit) in series.items():
-        peak = float(values.max() or 0.0)
-        table.add_row(name, Text(_sparkline(values.to_numpy(), width), "cyan"), "up to " + unit.format(peak))
-    table.caption = f"fleet means over {result.scenario.output.sample_interval_s:g} s"
+        table.add_row(name, Text(_sparkline(values), "cyan"), "up to " + unit.format(values.max()))
+    table.caption = f"fleet means over {_duration(result.summary['makespan_s'] / width)}"
     table.caption_justify = "left"
     return table
 
 
-def _sparkline(values: Sequence[float] | np.ndarray, width: int) -> str:
-    """Means over `width` equal pieces, drawn from 0 to the largest."""
-    pieces = [piece.mean() for piece in np.array_split(np.asarray(values), min(width, len(values)))]
-    top = max(*pieces, 1e-12)
-    return "".join(BARS[round(piece / top * (len(BARS) - 1))] for piece in pieces)
+def _sparkline(values: NDArray[np.float64]) -> str:
+    """Drawn from 0 to the largest."""
+    top = max(float(values.max()), 1e-12)
+    return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in values.tolist())
 
 
-def _trust(trust: dict[str, Any]) -> Text:
-    text = Text()
+def _trust(summary: dict[str, Any]) -> Text:
+    text, trust, engine = Text(), summary["trust"], summary["engine"]
     text.append(f"How far to trust this: step times at level {trust['timing_level']!r}.", "bold")
-    for note in trust["notes"]:
+    played = "played by the compiled engine"
+    if engine["why"]:
+        played = f"played by the reference engine: {engine['why']}"
+    for note in (played, *trust["notes"]):
         text.append(f"\n- {note}", "dim")
     return text
 

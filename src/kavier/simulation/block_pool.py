@@ -1,6 +1,6 @@
 """The pool of KV blocks: reference counts, the prefix-cache map, and the free queue that is its LRU list.
 
-Mirrors vllm/v1/core/block_pool.py (0.33). Deliberate difference: block ids carry no memory.
+Mirrors vllm/v1/core/block_pool.py. Deliberate difference: block ids carry no memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ class BlockPool:
 
     A block is free when nobody refers to it. vLLM keeps free blocks in one queue and hands them out from
     its front. That queue always consists of three parts, kept apart here: blocks without a hash (put at the
-    front when freed), blocks never used so far, and cached blocks, least recently freed first.
+    front when freed), blocks never used so far, and blocks least recently freed first. With
+    `unhashed_first` off (before vLLM 0.25), blocks without a hash are among the last kind.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, *, unhashed_first: bool = True) -> None:
         self.num_usable = num_blocks - 1
+        self.unhashed_first = unhashed_first
         self.num_evictions = 0
         self._unhashed: list[int] = []  # the last is handed out first
         self._num_used_ever = 0
@@ -62,13 +64,13 @@ class BlockPool:
         """Drop one reference on each block of a request, given in sequence order.
 
         Blocks are released tail first, so that a prompt's tail is evicted before its head. Blocks without
-        a hash hold nothing to reuse: they go to the front of the queue (since vLLM 0.25).
+        a hash hold nothing to reuse: they go to the front of the queue.
         """
         unhashed = []
         for block in reversed(blocks):
             self._ref_count[block] -= 1
             if self._ref_count[block] == 0:
-                if self._key[block] is None:
+                if self._key[block] is None and self.unhashed_first:
                     unhashed.append(block)
                 else:
                     self._lru[block] = None
@@ -92,18 +94,18 @@ class BlockPool:
             self._ref_count.append(0)
             self._key.append(None)
         else:
-            block = self._evict()
+            block = self._least_recently_freed()
         self._ref_count[block] = 1
         return block
 
-    def _evict(self) -> int:
-        """The least recently freed cached block, its content forgotten."""
+    def _least_recently_freed(self) -> int:
+        """Its content, if any, is evicted."""
         block, _ = self._lru.popitem(last=False)
         key = self._key[block]
-        assert key is not None, "an unhashed block in the LRU list"
-        self._cached.remove(key, block)
-        self._key[block] = None
-        self.num_evictions += 1
+        if key is not None:
+            self._cached.remove(key, block)
+            self._key[block] = None
+            self.num_evictions += 1
         return block
 
 

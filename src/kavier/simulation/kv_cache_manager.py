@@ -1,6 +1,6 @@
 """Blocks of requests: prefix lookup, allocation, release.
 
-Mirrors vllm/v1/core/kv_cache_manager.py (0.33) for one full-attention KV group.
+Mirrors vllm/v1/core/kv_cache_manager.py for one full-attention KV group.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class KVCacheManager:
         enable_caching: Prefix caching on.
         watermark: Share of the blocks that admissions leave free while others run.
         max_model_len: Longest sequence; no slots are given beyond it.
+        unhashed_first: See `BlockPool`.
     """
 
     def __init__(
@@ -28,8 +29,9 @@ class KVCacheManager:
         enable_caching: bool = True,
         watermark: float = 0.0,
         max_model_len: int = 2**31,
+        unhashed_first: bool = True,
     ) -> None:
-        self.pool = BlockPool(num_gpu_blocks)
+        self.pool = BlockPool(num_gpu_blocks, unhashed_first=unhashed_first)
         self.block_size = block_size
         self.enable_caching = enable_caching
         self.watermark_blocks = int(watermark * num_gpu_blocks)
@@ -76,7 +78,7 @@ class KVCacheManager:
         self.pool.touch(hits)
         request.blocks = hits + self.pool.allocate(self.blocks_for(slots) - len(hits))
         request.num_hashed_blocks = len(hits)
-        self._cache_full_blocks(request, slots)
+        self.cache_blocks(request, slots)
         return True
 
     def extend(self, request: Request, num_new: int) -> bool:
@@ -87,7 +89,7 @@ class KVCacheManager:
             if missing > self.pool.num_free:
                 return False
             request.blocks += self.pool.allocate(missing)
-        self._cache_full_blocks(request, slots)
+        self.cache_blocks(request, slots)
         return True
 
     def free(self, request: Request) -> None:
@@ -96,8 +98,11 @@ class KVCacheManager:
         request.blocks = []
         request.num_hashed_blocks = 0
 
-    def _cache_full_blocks(self, request: Request, slots: int) -> None:
-        """Blocks that this step will fill are hittable from now on, in the same step too."""
+    def cache_blocks(self, request: Request, slots: int) -> None:
+        """Full blocks of the first `slots` tokens, as far as these are known, are hittable from now on.
+
+        That is when a step is scheduled, so that blocks which it fills are hit in the same step too.
+        """
         if not self.enable_caching:
             return
         full = min(slots, request.num_tokens) // self.block_size

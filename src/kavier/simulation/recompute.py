@@ -16,6 +16,10 @@ class RecomputeScheduler(BatchScheduler):
 
     num_used_blocks = 0
     num_evictions = 0
+    num_blocks = block_size = 1
+
+    def matched_blocks(self, request: Request) -> int:  # noqa: ARG002, D102
+        return 0
 
     def schedule(self) -> Step:  # noqa: D102 - StepScheduler says it
         step = Step()
@@ -35,7 +39,9 @@ class RecomputeScheduler(BatchScheduler):
 
     def _recompute(self, request: Request, step: Step) -> int:
         tokens = request.num_computed_tokens = request.num_tokens
-        step.scheduled.append(Scheduled(request, tokens, 0))
+        step.scheduled.append(Scheduled(request, tokens, 0, samples=True))
+        request.num_in_flight_tokens += tokens
+        request.num_output_placeholders += 1
         step.work.prefills += 1
         step.work.prefill_tokens += tokens
         step.work.prefill_pairs += tokens * (tokens + 1) // 2

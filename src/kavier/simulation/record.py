@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from kavier.simulation.request import Request
+from kavier.simulation.kernel.records import GAP_BINS, GAP_LOW, GAP_SHIFT
+from kavier.simulation.request import STATUSES, Request
 from kavier.simulation.scheduler import Step, StepScheduler
 from kavier.timing.step import StepCost
 
 STEP_SCHEMA: dict[str, pl.DataType] = {
     "replica": pl.Int32(),
+    "scheduled_s": pl.Float64(),
     "start_s": pl.Float64(),
     "duration_s": pl.Float64(),
     "prefills": pl.Int64(),
@@ -34,16 +36,25 @@ STEP_SCHEMA: dict[str, pl.DataType] = {
     "flops": pl.Float64(),
     "bytes": pl.Float64(),
 }
-"""Columns of the steps table. running, waiting, used_blocks: after scheduling. flops, bytes: per GPU."""
+"""Columns of the steps table. running, waiting, used_blocks: after scheduling. flops, bytes: per GPU.
+
+A step is decided at scheduled_s and runs from start_s on, which is later only with asynchronous scheduling.
+"""
 
 
 class Recorder(Protocol):
     """Is told of every step as it begins and ends."""
 
     def begin(
-        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+        self,
+        replica: int,
+        scheduled_s: float,
+        start_s: float,
+        cost: StepCost,
+        step: Step,
+        scheduler: StepScheduler,
     ) -> None:
-        """A step was scheduled and starts."""
+        """A step was scheduled and will start."""
         ...
 
     def tokens(self, step: Step, end_s: float) -> None:
@@ -60,12 +71,19 @@ class TableRecorder:
         self._evictions: dict[int, int] = {}
 
     def begin(  # noqa: D102 - Recorder says it
-        self, replica: int, start_s: float, cost: StepCost, step: Step, scheduler: StepScheduler
+        self,
+        replica: int,
+        scheduled_s: float,
+        start_s: float,
+        cost: StepCost,
+        step: Step,
+        scheduler: StepScheduler,
     ) -> None:
         work, evictions = step.work, scheduler.num_evictions
         self._steps.extend(
             (
                 replica,
+                scheduled_s,
                 start_s,
                 cost.time_s,
                 work.prefills,
@@ -91,9 +109,9 @@ class TableRecorder:
     def tokens(self, step: Step, end_s: float) -> None:
         """Collect inter-token gaps; most of a batch shares one, so they are kept as (gap, count)."""
         previous: dict[float, int] = {}
-        for request, _, _ in step.scheduled:
+        for request, _, _, samples in step.scheduled:
             last_s = request.last_token_s
-            if last_s is not None and request.num_computed_tokens == request.num_tokens:
+            if last_s is not None and samples:
                 previous[last_s] = previous.get(last_s, 0) + 1
         for last_s, count in previous.items():
             self._gaps.extend((end_s - last_s, count))
@@ -107,18 +125,25 @@ class TableRecorder:
         )
 
     def token_gaps(self) -> pl.DataFrame:
-        """Distinct inter-token gaps: gap_s, count; ascending."""
+        """Inter-token gaps, see `gaps_table`."""
         gaps = np.frombuffer(self._gaps, dtype=np.float64).reshape(-1, 2)
-        return count_gaps(gaps[:, 0], gaps[:, 1])
+        return merge_gaps(gaps[:, 0], gaps[:, 1].astype(np.int64))
 
 
-def count_gaps(gaps_s: NDArray[np.float64], counts: NDArray[Any]) -> pl.DataFrame:
-    """Sum up how often each gap occurred. Nearly all differ, so they are sorted, not hashed."""
-    frame = pl.DataFrame({"gap_s": gaps_s, "count": counts}).cast({"count": pl.Int64}).sort("gap_s")
-    ranked, count = frame["gap_s"].to_numpy(), frame["count"].to_numpy()
-    first = np.flatnonzero(np.diff(ranked, prepend=np.nan) != 0)
-    sums = np.add.reduceat(count, first) if len(first) else count
-    return pl.DataFrame({"gap_s": ranked[first], "count": sums})
+def merge_gaps(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
+    """Count gaps by bins, as the compiled engine does: those that agree in 12 bits of mantissa are one."""
+    bins = np.clip((np.ascontiguousarray(gaps_s).view(np.int64) >> GAP_SHIFT) - GAP_LOW, 0, GAP_BINS - 1)
+    order = np.argsort(bins, kind="stable")
+    first = np.flatnonzero(np.diff(bins[order], prepend=-1))
+    if not len(first):
+        return gaps_table(gaps_s, counts)
+    least = np.minimum.reduceat(gaps_s[order], first)
+    return gaps_table(least, np.add.reduceat(counts[order], first))
+
+
+def gaps_table(gaps_s: NDArray[np.float64], counts: NDArray[np.int64]) -> pl.DataFrame:
+    """gap_s, count: gaps of tokens, ascending; those that differ by less than 2^-12 are one, the least."""
+    return pl.DataFrame({"gap_s": np.ascontiguousarray(gaps_s), "count": np.ascontiguousarray(counts)})
 
 
 def requests_table(requests: list[Request]) -> pl.DataFrame:
@@ -148,6 +173,6 @@ def requests_table(requests: list[Request]) -> pl.DataFrame:
             "output_tokens": pl.Int64,
             "cached_tokens": pl.Int64,
             "preemptions": pl.Int64,
-            "status": pl.String,
+            "status": STATUSES,
         },
     )

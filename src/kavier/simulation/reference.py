@@ -10,21 +10,34 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import polars as pl
 
+from kavier.ecosystem.vllm_versions import is_async, reserves_full_isl, rules_of
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
 from kavier.simulation.kv_cache_manager import KVCacheManager
+from kavier.simulation.policy.policy import Policy
+from kavier.simulation.policy.python import PythonRouter
+from kavier.simulation.policy.views import arrivals
 from kavier.simulation.recompute import RecomputeScheduler
-from kavier.simulation.record import TableRecorder, requests_table
-from kavier.simulation.replica import Replica
-from kavier.simulation.request import Request, Status
-from kavier.simulation.router import ROUTERS, Router
+from kavier.simulation.record import Recorder, TableRecorder, requests_table
+from kavier.simulation.replica import AsyncReplica, Replica
+from kavier.simulation.request import Request, Status, priorities_of
+from kavier.simulation.router import Router, make_router
 from kavier.simulation.scheduler import Scheduler, SchedulerConfig, StepScheduler
 from kavier.timing.step import StepTimeModel
 from kavier.workload.blocks import BlockKeys
+
+
+class KeySource(Protocol):
+    """Tells which KV blocks hold the same tokens."""
+
+    def keys(self, row: int) -> list[int]:
+        """Keys of the leading full blocks of request `row`, as far as its tokens are known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +66,11 @@ def simulate_reference(
     *,
     num_gpu_blocks: int,
     replicas: int = 1,
-    router: str = "round-robin",
+    router: str | Policy = "round-robin",
+    seed: int = 0,
     max_concurrency: int | None = None,
+    keys: KeySource | None = None,
+    as_recorded: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
     """Play a workload through `replicas` engines.
@@ -65,21 +81,27 @@ def simulate_reference(
         timing: Prices each step.
         num_gpu_blocks: KV blocks a replica, null block included.
         replicas: Identical engines.
-        router: Name in `router.ROUTERS`.
+        router: Name in `router.PLANS` or `router.ROUTERS`, or a policy.
+        seed: Of the router's random choices.
         max_concurrency: Closed loop: most requests in flight.
+        keys: Which blocks hold the same tokens; None = as the workload's hashes say.
+        as_recorded: See `AsyncReplica`.
         progress: Called with the number of ended requests, each time one ends.
     """
     recorder = TableRecorder()
     requests, truncated = make_requests(workload, _resolved(engine.max_model_len))
     fleet = [
-        Replica(index, make_scheduler(engine, num_gpu_blocks), timing, recorder) for index in range(replicas)
+        make_replica(index, engine, num_gpu_blocks, timing, recorder, as_recorded=as_recorded)
+        for index in range(replicas)
     ]
-    keys = BlockKeys(workload, engine.block_size) if engine.enable_prefix_caching else None
+    keys = (keys or BlockKeys(workload, engine.block_size)) if engine.enable_prefix_caching else None
     clients = Clients(requests, workload, max_concurrency)
-    simulation = Simulation(
-        fleet, ROUTERS[router](), clients, keys, _resolved(engine.max_model_len), progress
+    chosen = (
+        PythonRouter(router, arrivals(workload, engine.block_size))
+        if isinstance(router, Policy)
+        else make_router(router, workload, replicas, seed)
     )
-    simulation.run()
+    Simulation(fleet, chosen, clients, keys, _resolved(engine.max_model_len), progress).run()
     return SimulationResult(
         requests=requests_table(requests),
         steps=recorder.steps(),
@@ -89,16 +111,37 @@ def simulate_reference(
     )
 
 
+def make_replica(
+    index: int,
+    engine: Engine,
+    num_gpu_blocks: int,
+    timing: StepTimeModel,
+    recorder: Recorder,
+    *,
+    as_recorded: bool = False,
+) -> Replica:
+    """A fresh engine; as_recorded: see `AsyncReplica`."""
+    scheduler = make_scheduler(engine, num_gpu_blocks)
+    if not is_async(engine):
+        return Replica(index, scheduler, timing, recorder)
+    awake = rules_of(engine).finished_keep_awake
+    return AsyncReplica(
+        index, scheduler, timing, recorder, finished_keep_awake=awake, as_recorded=as_recorded
+    )
+
+
 def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
     """A fresh scheduler with the engine's settings."""
     config = SchedulerConfig(
         max_num_batched_tokens=_resolved(engine.max_num_batched_tokens),
         max_num_seqs=_resolved(engine.max_num_seqs),
         max_model_len=_resolved(engine.max_model_len),
-        policy=engine.scheduling_policy,
+        policy="fcfs" if engine.scheduling_policy == "fcfs" else "priority",
         enable_chunked_prefill=engine.enable_chunked_prefill,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
-        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+        scheduler_reserve_full_isl=reserves_full_isl(engine),
+        async_scheduling=is_async(engine),
+        rules=rules_of(engine),
     )
     if not engine.kv_cache:
         return RecomputeScheduler(config)
@@ -108,6 +151,7 @@ def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
         enable_caching=engine.enable_prefix_caching,
         watermark=engine.watermark,
         max_model_len=config.max_model_len,
+        unhashed_first=config.rules.unhashed_first,
     )
     return Scheduler(config, kv)
 
@@ -115,21 +159,13 @@ def make_scheduler(engine: Engine, num_gpu_blocks: int) -> StepScheduler:
 def make_requests(workload: pl.DataFrame, max_model_len: int) -> tuple[list[Request], int]:
     """Engine requests of a table; an answer that would pass max_model_len is cut there, and counted."""
     columns = [workload[name].to_list() for name in ("arrival_s", "prompt_tokens", "output_tokens")]
-    priorities = workload["priority"].to_list() if "priority" in workload.columns else [0] * len(workload)
+    columns.append(priorities_of(workload).tolist())
     requests, truncated = [], 0
-    for row, (arrival_s, prompt, output, priority) in enumerate(zip(*columns, priorities, strict=True)):
+    for row, (arrival_s, prompt, output, priority) in enumerate(zip(*columns, strict=True)):
         room = max_model_len - prompt
         truncated += 0 < room < output
-        requests.append(Request(row, arrival_s, prompt, min(output, max(room, 0)), priority or 0))
+        requests.append(Request(row, arrival_s, prompt, min(output, max(room, 0)), priority))
     return requests, truncated
-
-
-class KeySource(Protocol):
-    """Tells which KV blocks hold the same tokens."""
-
-    def keys(self, row: int) -> list[int]:
-        """Keys of the leading full blocks of request `row`, as far as its tokens are known."""
-        ...
 
 
 class Simulation:
@@ -151,13 +187,13 @@ class Simulation:
         self._max_model_len = max_model_len
         self._progress = progress
         self._ended = 0
-        self._busy: list[tuple[float, int]] = []  # (end of step, replica)
+        self._agenda: list[tuple[float, int]] = []  # (when, replica); stale where its next_s differs
 
     def run(self) -> None:
         """Play until nothing is left to happen."""
-        clients, busy = self._clients, self._busy
-        while busy or clients.next_s < float("inf"):
-            now_s = min(clients.next_s, busy[0][0] if busy else float("inf"))
+        clients, agenda = self._clients, self._agenda
+        while agenda or clients.next_s < inf:
+            now_s = min(clients.next_s, agenda[0][0] if agenda else inf)
             touched = self._finish_steps(now_s)
             while (request := clients.send(now_s)) is not None:
                 touched |= self._arrive(request, now_s)
@@ -166,11 +202,13 @@ class Simulation:
 
     def _finish_steps(self, now_s: float) -> set[int]:
         touched = set()
-        while self._busy and self._busy[0][0] == now_s:
-            _, index = heapq.heappop(self._busy)
-            touched.add(index)
-            for request in self._fleet[index].finish(now_s):
-                self._end(request, now_s)
+        while self._agenda and self._agenda[0][0] == now_s:
+            _, index = heapq.heappop(self._agenda)
+            replica = self._fleet[index]
+            if replica.next_s == now_s and index not in touched:
+                touched.add(index)
+                for request in replica.finish(now_s):
+                    self._end(request, now_s)
         return touched
 
     def _arrive(self, request: Request, now_s: float) -> set[int]:
@@ -186,12 +224,10 @@ class Simulation:
         return {request.replica}
 
     def _begin_step(self, replica: Replica, now_s: float) -> None:
-        if replica.is_idle and replica.num_outstanding:
-            end_s, rejected = replica.begin(now_s)
-            if end_s is not None:
-                heapq.heappush(self._busy, (end_s, replica.index))
-            for request in rejected:
-                self._end(request, now_s)
+        for request in replica.begin(now_s):
+            self._end(request, now_s)
+        if replica.next_s < inf:
+            heapq.heappush(self._agenda, (replica.next_s, replica.index))
 
     def _end(self, request: Request, now_s: float) -> None:
         request.block_keys = []

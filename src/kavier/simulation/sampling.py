@@ -13,8 +13,8 @@ from kavier.errors import InputError
 ROUNDING = 1e-9
 """Of an interval: a window longer by less is rounding, not one more interval."""
 
-MAX_ROWS = 20_000_000
-"""A longer timeline is taken for a slip: a stray time in the trace, or a tiny interval."""
+MOST_INTERVALS = 2**53
+"""Their numbers are exact in doubles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Sampling:
     Attributes:
         start_s: Where the first sample interval begins: not after the first arrival.
         interval_s: Length of an interval.
-        power: One record of `kernel.POWER`; None leaves energies at zero.
+        power: One record of `kernel.records.POWER`; None leaves energies at zero.
         steps: Also keep every step.
     """
 
@@ -34,18 +34,18 @@ class Sampling:
     steps: bool = False
 
 
-def count_intervals(length_s: float, interval_s: float, replicas: int) -> int:
+def count_intervals(length_s: float, interval_s: float) -> int:
     """Intervals that cover a window, at least one.
 
     Raises:
-        InputError: More than MAX_ROWS rows in all.
+        InputError: More than can be numbered.
     """
     intervals = max(1.0, length_s / interval_s - ROUNDING)
-    if intervals * replicas > MAX_ROWS:
+    if intervals > MOST_INTERVALS:
         raise InputError(
-            f"a timeline of {intervals * replicas:.3g} rows: the run lasts {length_s:,.0f} s",
+            f"{intervals:.3g} sample intervals: the run lasts {length_s:.6g} s",
             where="output.sample_interval_s",
             value=interval_s,
-            expected=f"at least {length_s * replicas / MAX_ROWS:.3g}, or a trace without stray times",
+            expected=f"at least {length_s / MOST_INTERVALS:.3g}",
         )
     return ceil(intervals)

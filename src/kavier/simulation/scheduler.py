@@ -1,7 +1,11 @@
-"""One engine step: who computes how many tokens. Mirrors vllm/v1/core/sched/scheduler.py (0.33, synchronous).
+"""One engine step: who computes how many tokens. Mirrors vllm/v1/core/sched/scheduler.py.
 
 Read `Scheduler.schedule` first. Scope: text, one full-attention KV group; no LoRA, speculative decoding,
-KV connector or pipeline parallelism.
+KV connector or pipeline parallelism. What differs between releases is in `ecosystem/vllm_versions.py`.
+
+With asynchronous scheduling (vllm/v1/core/sched/async_scheduler.py) a step is scheduled before the tokens of
+the step before it are known. A request then has a placeholder for its unknown token, and computes it all the
+same; see `Request.num_output_placeholders`.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from kavier.ecosystem.vllm_versions import RULES, VersionRules
 from kavier.simulation.kv_cache_manager import KVCacheManager
 from kavier.simulation.request import Request, Status
 from kavier.simulation.waiting_queue import WAITING_QUEUES
@@ -21,6 +26,8 @@ class Scheduled(NamedTuple):
     request: Request
     num_tokens: int
     num_computed: int
+    samples: bool
+    """The step ends in a token."""
 
 
 @dataclass(slots=True)
@@ -55,6 +62,8 @@ class SchedulerConfig:
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
     scheduler_reserve_full_isl: bool = True
+    async_scheduling: bool = False
+    rules: VersionRules = RULES["0.33"]
 
 
 class StepScheduler(Protocol):
@@ -78,6 +87,20 @@ class StepScheduler(Protocol):
     @property
     def num_evictions(self) -> int:
         """Cached blocks overwritten so far."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a KV block."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in all."""
+        ...
+
+    def matched_blocks(self, request: Request) -> int:
+        """Leading blocks of a waiting request that are cached."""
         ...
 
     def add(self, request: Request) -> None:
@@ -114,20 +137,30 @@ class BatchScheduler:
 
     def complete(self, step: Step, now_s: float) -> list[Request]:  # noqa: D102
         finished = []
-        for request, _, _ in step.scheduled:
-            if request.num_computed_tokens < request.num_tokens:
-                continue  # a prefill chunk that samples nothing
+        for request, num_tokens, _, samples in step.scheduled:
+            request.num_in_flight_tokens -= num_tokens
+            stale = request.num_stale_output_tokens > 0
+            if stale:
+                request.num_stale_output_tokens -= num_tokens
+            if not samples:
+                continue
             request.append_token(now_s)
+            if not stale:
+                request.num_output_placeholders -= 1
+                self._token_is_known(request)
             if request.num_output_tokens >= request.output_length:
                 request.status = Status.FINISHED
-                self._release(request)
+                self._release(request, preempted=stale)
                 finished.append(request)
         if finished:
             self.running = [r for r in self.running if r.status is Status.UNFINISHED]
         return finished
 
-    def _release(self, request: Request) -> None:
-        """Give back what a finished request held."""
+    def _token_is_known(self, request: Request) -> None:
+        """A token for which there was a placeholder."""
+
+    def _release(self, request: Request, *, preempted: bool) -> None:
+        """Give back what a finished request held; preempted in flight, it holds a place in the queue."""
 
 
 class Scheduler(BatchScheduler):
@@ -145,6 +178,17 @@ class Scheduler(BatchScheduler):
     def num_evictions(self) -> int:  # noqa: D102
         return self.kv.pool.num_evictions
 
+    @property
+    def block_size(self) -> int:  # noqa: D102
+        return self.kv.block_size
+
+    @property
+    def num_blocks(self) -> int:  # noqa: D102
+        return self.kv.pool.num_usable
+
+    def matched_blocks(self, request: Request) -> int:  # noqa: D102
+        return len(self.kv.find_cached(request))
+
     def schedule(self) -> Step:
         """Running requests first, decodes and prefills alike; then admissions, unless one was preempted."""
         step = Step()
@@ -155,13 +199,21 @@ class Scheduler(BatchScheduler):
         _advance(step, batch)
         return step
 
-    def _release(self, request: Request) -> None:
-        self.kv.free(request)
+    def _token_is_known(self, request: Request) -> None:
+        if self.config.async_scheduling:
+            self.kv.cache_blocks(request, request.num_computed_tokens - request.num_in_flight_tokens)
+
+    def _release(self, request: Request, *, preempted: bool) -> None:
+        if preempted:
+            self.waiting.remove(request)
+        else:
+            self.kv.free(request)
 
     def _chunk_limit(self) -> int:
         """Most tokens of one prefill in a step; a lone request is not limited (0 = no limit)."""
         alone = len(self.running) + len(self.waiting) <= 1
-        return 0 if alone else self.config.long_prefill_token_threshold
+        unlimited = alone and self.config.rules.lone_request_unlimited
+        return 0 if unlimited else self.config.long_prefill_token_threshold
 
     def _schedule_running(self, step: Step, chunk_limit: int) -> tuple[dict[Request, int], int]:
         """Give running requests their tokens in list order, preempting while blocks are short.
@@ -171,11 +223,14 @@ class Scheduler(BatchScheduler):
         batch: dict[Request, int] = {}
         budget = self.config.max_num_batched_tokens
         longest = self.config.max_model_len - 1
-        running, extend = self.running, self.kv.extend
+        running, extend, rules = self.running, self.kv.extend, self.config.rules
         index = 0
         while index < len(running) and budget > 0:
             request = running[index]
-            num_new = request.num_tokens - request.num_computed_tokens
+            if request.ends_in_flight:
+                index += 1
+                continue
+            num_new = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
             if 0 < chunk_limit < num_new:
                 num_new = chunk_limit
             num_new = min(num_new, budget, longest - request.num_computed_tokens)
@@ -186,8 +241,9 @@ class Scheduler(BatchScheduler):
             while not fits:
                 victim_index = self._victim()
                 victim = running.pop(victim_index)
+                if rules.victim_moves_cursor or victim in batch:
+                    index -= victim_index < index
                 budget += batch.pop(victim, 0)
-                index -= victim_index < index
                 self._preempt(victim, step)
                 if victim is request:
                     break
@@ -196,8 +252,8 @@ class Scheduler(BatchScheduler):
                 batch[request] = num_new
                 budget -= num_new
                 index += 1
-            elif self.config.policy == "fcfs":
-                break  # the tail of `running` preempted itself; nobody is behind it
+            elif self.config.policy == "fcfs" or not rules.self_preemption_goes_on:
+                break  # it preempted itself; first come, first served, nobody is behind it
         return batch, budget
 
     def _victim(self) -> int:
@@ -215,9 +271,13 @@ class Scheduler(BatchScheduler):
         return max(range(len(running)), key=urgency)
 
     def _preempt(self, victim: Request, step: Step) -> None:
-        """Take all its blocks; when it is admitted again it recomputes prompt and outputs in one prefill."""
+        """Take all its blocks; when it is admitted again it recomputes prompt and outputs in one prefill.
+
+        A token in flight is still delivered: before anybody is admitted again, as nobody is in this step.
+        """
         self.kv.free(victim)
-        victim.num_computed_tokens = 0
+        victim.num_computed_tokens = victim.num_output_placeholders = 0
+        victim.num_stale_output_tokens = victim.num_in_flight_tokens
         victim.num_preemptions += 1
         self.waiting.put_back(victim)
         step.preempted.append(victim)
@@ -276,8 +336,11 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
     work, scheduled = step.work, step.scheduled
     for request, num_new in batch.items():
         computed = request.num_computed_tokens
-        scheduled.append(Scheduled(request, num_new, computed))
         after = request.num_computed_tokens = computed + num_new
+        samples = after == request.num_tokens + request.num_output_placeholders
+        scheduled.append(Scheduled(request, num_new, computed, samples))
+        request.num_in_flight_tokens += num_new
+        request.num_output_placeholders += samples
         if num_new == 1 and computed >= request.num_prompt_tokens:
             work.decodes += 1
             work.decode_context_tokens += after
@@ -286,4 +349,4 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
             work.prefill_tokens += num_new
             work.prefill_pairs += num_new * computed + num_new * (num_new + 1) // 2
             work.prefill_context_tokens += after
-        work.sampled += after == request.num_tokens
+        work.sampled += samples

@@ -33,6 +33,10 @@ class WaitingQueue(Protocol):
         """A request was preempted."""
         ...
 
+    def remove(self, request: Request) -> None:
+        """A preempted request turns out to have finished."""
+        ...
+
 
 class FcfsQueue:
     """First come, first served; a preempted request goes back to the front."""
@@ -55,6 +59,9 @@ class FcfsQueue:
     def put_back(self, request: Request) -> None:  # noqa: D102
         self._queue.appendleft(request)
 
+    def remove(self, request: Request) -> None:  # noqa: D102
+        self._queue.remove(request)
+
 
 class PriorityQueue:
     """Smallest (priority, arrival, row) first, preempted or not."""
@@ -75,6 +82,10 @@ class PriorityQueue:
         heapq.heappush(self._heap, (request.priority, request.arrival_s, request.row, request))
 
     put_back = add
+
+    def remove(self, request: Request) -> None:  # noqa: D102
+        self._heap = [entry for entry in self._heap if entry[-1] is not request]
+        heapq.heapify(self._heap)
 
 
 WAITING_QUEUES: dict[str, Callable[[], WaitingQueue]] = {"fcfs": FcfsQueue, "priority": PriorityQueue}

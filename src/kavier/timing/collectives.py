@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.timing.constants import CONSTANTS
-from kavier.timing.gemm import ACTIVATION_BYTES
+from kavier.timing.gemm import ACTIVATION_BYTES, Numbers
 
 MEASURED_DEGREES = (2, 4, 8)
 
@@ -34,13 +36,13 @@ class Collective:
         """None that count."""
         return 0.0
 
-    def time_s(self, tokens: int) -> float:
+    def time_s(self, tokens: Numbers) -> Numbers:
         """Latency + message / rate, and a step where the algorithm changes."""
         message_bytes = tokens * self.bytes_per_token
-        stage_s = self.two_stage_s if message_bytes > self.two_stage_bytes else 0.0
+        stage_s = np.where(message_bytes > self.two_stage_bytes, self.two_stage_s, 0.0)
         return self.latency_s + stage_s + message_bytes / self.bytes_per_s
 
-    def memory_bytes(self, tokens: int) -> float:  # noqa: ARG002
+    def memory_bytes(self, tokens: Numbers) -> Numbers:  # noqa: ARG002
         """None: it is traffic of the link, not of memory."""
         return 0.0
 

@@ -52,6 +52,8 @@ class StepTables:
         body_flops: FLOPs of a token.
         head_flops: FLOPs of a row.
         attention: ATTENTION, one row per kind of layer.
+        function: Address of a C function (address of StepWork's numbers, 0) that tells the time instead;
+            0 = none.
     """
 
     body: NDArray[Any]
@@ -59,6 +61,7 @@ class StepTables:
     body_flops: float
     head_flops: float
     attention: NDArray[Any]
+    function: int = 0
 
 
 @dataclass(frozen=True, slots=True)

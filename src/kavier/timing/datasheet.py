@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import ModelSpec
+from kavier.ecosystem.vllm_versions import is_async
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers, has_mixed_penalty
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
@@ -46,8 +45,8 @@ class DatasheetTiming:
         rank = Rank(model, gpu, engine.tensor_parallel_size)
         body, head = _body(rank), [(1, op) for op in head_ops(rank)]
         sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, largest_graph(gpu))
-        self._body = _Table(body, engine.max_num_batched_tokens, lambda tokens: pad(tokens, sizes))
-        self._head = _Table(head, engine.max_num_seqs, lambda rows: rows)
+        self._body = _Prices(body, engine.max_num_batched_tokens, sizes)
+        self._head = _Prices(head, engine.max_num_seqs, [])
         self._body_flops = sum(count * op.flops_per_token for count, op in body)
         self._head_flops = sum(count * op.flops_per_token for count, op in head)
         kinds = Counter(layer.attention for layer in model.layers)
@@ -76,8 +75,8 @@ class DatasheetTiming:
     def compiled(self) -> StepTables:
         """Everything `cost` looks up or multiplies with, as arrays."""
         return StepTables(
-            body=self._body.as_array(),
-            head=self._head.as_array(),
+            body=self._body.table,
+            head=self._head.table,
             body_flops=float(self._body_flops),
             head_flops=float(self._head_flops),
             attention=np.array([_attention_row(layers) for layers in self._attention], ATTENTION),
@@ -88,27 +87,33 @@ class DatasheetTiming:
         return list(_assumptions(self._model, self._gpu, self._engine))
 
 
-class _Table(dict[int, tuple[float, float]]):
-    """tokens -> (seconds, bytes), priced when first asked for; above `limit` priced each time."""
+class _Prices:
+    """(seconds, bytes) of a number of tokens, which fill up the graph of the next of `sizes`.
 
-    def __init__(self, ops: Sequence[tuple[int, TokenOp]], limit: int, padded: Callable[[int], int]) -> None:
-        super().__init__()
-        self._ops, self._limit, self._padded = ops, limit, padded
+    Attributes:
+        table: PRICE of 0 to `limit` tokens; of none, nothing.
+    """
 
-    def __missing__(self, tokens: int) -> tuple[float, float]:
-        padded = self._padded(tokens)
-        time_s = sum(count * op.time_s(padded) for count, op in self._ops)
-        price = time_s, sum(count * op.memory_bytes(tokens) for count, op in self._ops)
+    def __init__(self, ops: Sequence[tuple[int, TokenOp]], limit: int, sizes: Sequence[int]) -> None:
+        self._ops, self._limit, self._sizes = ops, limit, sizes
+        self.table = np.zeros(limit + 1, PRICE)
+        self.table["time_s"], self.table["bytes"] = self._price(np.arange(limit + 1))
+        self.table[0] = (0.0, 0.0)
+        self._known = list(zip(self.table["time_s"].tolist(), self.table["bytes"].tolist(), strict=True))
+
+    def __getitem__(self, tokens: int) -> tuple[float, float]:
         if tokens <= self._limit:
-            self[tokens] = price
-        return price
+            return self._known[tokens]
+        time_s, memory_bytes = self._price(np.array([tokens]))
+        return time_s.item(), memory_bytes.item()
 
-    def as_array(self) -> NDArray[Any]:
-        """PRICE of 0 to `limit` tokens; of none, nothing."""
-        prices = np.zeros(self._limit + 1, PRICE)
-        for tokens in range(1, self._limit + 1):
-            prices[tokens] = self[tokens]
-        return prices
+    def _price(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        padded = pad(tokens, self._sizes)
+        time_s, memory_bytes = np.zeros(len(tokens)), np.zeros(len(tokens))
+        for count, op in self._ops:
+            time_s += count * op.time_s(padded)
+            memory_bytes += count * op.memory_bytes(tokens)
+        return time_s, memory_bytes
 
 
 def _attention_row(layers: AttentionLayers) -> tuple[float, ...]:
@@ -145,10 +150,11 @@ def graph_sizes(max_num_seqs: int, max_num_batched_tokens: int, ceiling: int = L
     return sorted({size for size in grid if size <= largest})
 
 
-def pad(tokens: int, sizes: Sequence[int]) -> int:
+def pad(tokens: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
     """The smallest graph that holds `tokens`; `tokens` itself beyond the largest graph."""
-    at = bisect_left(sizes, tokens)
-    return sizes[at] if at < len(sizes) else tokens
+    graphs = np.array([*sizes, np.iinfo(np.int64).max])
+    found: NDArray[np.int64] = graphs[np.searchsorted(graphs, tokens)]
+    return np.where(found == graphs[-1], tokens, found)
 
 
 def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str]:
@@ -156,10 +162,8 @@ def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str
         "step time: datasheet peaks with kernel constants shared by all GPUs, no measurement of this one; "
         + _evidence(model)
     )
-    yield (
-        "scheduling is synchronous here but host work is not added to the step "
-        "(vLLM's asynchronous default hides it), nor is client or HTTP time"
-    )
+    hidden = "asynchronous scheduling hides it" if is_async(engine) else "here it would not be hidden"
+    yield f"host work is not added to the step ({hidden}), nor is client or HTTP time"
     yield "sampling is greedy or plain random; top-k and top-p would add time per row"
     yield from _weight_assumptions(model, gpu)
     yield from _attention_assumptions(model, gpu)

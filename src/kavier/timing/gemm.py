@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.timing.constants import CONSTANTS
@@ -14,6 +17,10 @@ HBM3_BANDWIDTH = 3e12
 GDDR6_BANDWIDTH = 0.9e12
 
 
+Numbers: TypeAlias = float | NDArray[Any]
+"""One number, or an array of them: prices are computed for all token counts at once."""
+
+
 class TokenOp(Protocol):
     """A part of the step whose cost depends on a number of tokens (or sampled rows) alone."""
 
@@ -21,10 +28,10 @@ class TokenOp(Protocol):
     def flops_per_token(self) -> float:
         """Useful FLOPs."""
 
-    def time_s(self, tokens: int) -> float:
+    def time_s(self, tokens: Numbers) -> Numbers:
         """Seconds of one execution."""
 
-    def memory_bytes(self, tokens: int) -> float:
+    def memory_bytes(self, tokens: Numbers) -> Numbers:
         """Bytes read and written in GPU memory."""
 
 
@@ -44,7 +51,7 @@ class Roof:
     launch_s: float
     input_bytes: int
 
-    def time_s(self, flops: float, traffic_bytes: float) -> float:
+    def time_s(self, flops: Numbers, traffic_bytes: Numbers) -> Numbers:
         """Launch + smooth maximum of the compute and the memory time."""
         compute_s, memory_s = flops / self.flops_per_s, traffic_bytes / self.bytes_per_s
         return self.launch_s + smooth_max(compute_s, memory_s)
@@ -74,24 +81,23 @@ class Gemm:
         """Input read and output written of one row; mostly in the L2 cache, so they count for time only."""
         return self.k * self.roof.input_bytes + self.n * ACTIVATION_BYTES
 
-    def time_s(self, tokens: int) -> float:
+    def time_s(self, tokens: Numbers) -> Numbers:
         """Padded FLOPs against weights and activations."""
         return self.roof.time_s(
             tokens * self.padded_flops, self.weight_bytes + tokens * self.activation_bytes
         )
 
-    def memory_bytes(self, tokens: int) -> float:  # noqa: ARG002
+    def memory_bytes(self, tokens: Numbers) -> Numbers:  # noqa: ARG002
         """The weights, read once whatever the tokens."""
         return self.weight_bytes
 
 
-def smooth_max(a: float, b: float) -> float:
+def smooth_max(a: Numbers, b: Numbers) -> Numbers:
     """(a^p + b^p)^(1/p): never below the larger, up to 1.39 times it when both are equal."""
-    low, high = (a, b) if a < b else (b, a)
-    if low == 0.0:
-        return high
-    p = CONSTANTS["gemm.sharpness"]
-    return float(high * (1.0 + (low / high) ** p) ** (1.0 / p))
+    p, high = CONSTANTS["gemm.sharpness"], np.maximum(a, b)
+    ratio = np.minimum(a, b) / np.where(high > 0.0, high, 1.0)
+    smooth: Numbers = high * np.power(1.0 + np.power(ratio, p), 1.0 / p)
+    return smooth
 
 
 def gemm_roof(gpu: GpuSpec, weight_dtype: str) -> Roof:

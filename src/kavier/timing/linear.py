@@ -9,7 +9,7 @@ from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec, Role, Weight
 from kavier.timing.collectives import all_gather
 from kavier.timing.constants import CONSTANTS
-from kavier.timing.gemm import ACTIVATION_BYTES, Gemm, TokenOp, gemm_roof
+from kavier.timing.gemm import ACTIVATION_BYTES, Gemm, Numbers, TokenOp, gemm_roof
 from kavier.timing.moe import GroupedGemm
 
 
@@ -26,11 +26,11 @@ class Small:
         """None that count."""
         return 0.0
 
-    def time_s(self, tokens: int) -> float:
+    def time_s(self, tokens: Numbers) -> Numbers:
         """Launches, then bytes."""
         return self.fixed_s + tokens * self.bytes_per_token / self.bytes_per_s
 
-    def memory_bytes(self, tokens: int) -> float:
+    def memory_bytes(self, tokens: Numbers) -> Numbers:
         """Activations read and written."""
         return tokens * self.bytes_per_token
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kavier.timing.gemm import Gemm
+from kavier.timing.gemm import Gemm, Numbers
 
 
-def distinct_experts(experts: int, per_token: int, tokens: int) -> float:
+def distinct_experts(experts: int, per_token: int, tokens: Numbers) -> Numbers:
     """Expected number of distinct experts under balanced routing: E (1 - (1 - k/E)^T)."""
-    return float(experts * (1.0 - (1.0 - per_token / experts) ** tokens))
+    return experts * (1.0 - (1.0 - per_token / experts) ** tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class GroupedGemm:
         """FLOPs of the experts a token is sent to."""
         return self.per_token * self.expert.flops_per_token
 
-    def time_s(self, tokens: int) -> float:
+    def time_s(self, tokens: Numbers) -> Numbers:
         """As one GEMM with all rows, reading every distinct expert."""
         rows = tokens * self.per_token
         traffic_bytes = self.memory_bytes(tokens) + rows * self.expert.activation_bytes
         return self.expert.roof.time_s(rows * self.expert.padded_flops, traffic_bytes)
 
-    def memory_bytes(self, tokens: int) -> float:
+    def memory_bytes(self, tokens: Numbers) -> Numbers:
         """Weights of the distinct experts."""
         return distinct_experts(self.experts, self.per_token, tokens) * self.expert.weight_bytes

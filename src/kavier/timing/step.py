@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+LEAST_STEP_S, MOST_STEP_S = 1e-6, 1e6
+"""What a step may take: the clock does not tell less apart, and nothing takes more."""
+
 
 @dataclass(slots=True)
 class StepWork:

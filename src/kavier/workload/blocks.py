@@ -8,14 +8,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from kavier.workload.chains import SUB_BLOCK_BITS, choose_sources, number_chains, write_keys
+from kavier.errors import InputError
+from kavier.workload.chains import Chains, Numbers
 
 Ints = NDArray[np.int64]
+
+INDEX_BITS = 24
+"""Requests have fewer blocks than these count."""
+
+MOST_KEYS = 2**31 - 1
 
 
 def unknown_key(row: int, index: int) -> int:
     """Key of a block whose content the trace does not tell: equal to no other, and negative."""
-    return -((row << SUB_BLOCK_BITS) | index) - 1
+    return -((row << INDEX_BITS) | index) - 1
 
 
 class BlockKeys:
@@ -41,25 +47,29 @@ class BlockKeys:
         return found
 
     @cached_property
-    def flat(self) -> tuple[Ints, Ints]:
-        """Keys of all rows, one row after the other, and where each row's begin (one more than rows)."""
+    def flat(self) -> tuple[Numbers, Ints]:
+        """Keys of all rows, one row after the other, and where each row's begin (one more than rows).
+
+        Keys are numbered from 0 on; those of new blocks of a row follow each other.
+
+        Raises:
+            InputError: More of them than 31 bits number.
+        """
         table, rows = self._requests, len(self._requests)
         if "block_hashes" not in table.columns:
-            return np.zeros(0, np.int64), np.zeros(rows + 1, np.int64)
+            return np.zeros(0, np.int32), np.zeros(rows + 1, np.int64)
         hashes = table["block_hashes"]
         starts = _starts(hashes.list.len().fill_null(0).to_numpy())
-        chains = number_chains(
-            np.array(hashes.explode(empty_as_null=False).drop_nulls().to_numpy(), np.uint64), starts
-        )
+        flat = np.array(hashes.explode(empty_as_null=False).drop_nulls().to_numpy(), np.uint64)
+        trace_size = int(table["block_tokens"].max() or 1)  # type: ignore[arg-type]
+        if (most := len(flat) * (trace_size // self.block_size + 1)) > MOST_KEYS:
+            raise InputError(
+                "more block hashes than can be numbered", value=most, expected=f"{MOST_KEYS:,} blocks"
+            )
+        chains = Chains(flat, starts, trace_size, self.block_size)
         prompts, outputs = (np.array(table[name], np.int64) for name in ("prompt_tokens", "output_tokens"))
-        sizes = np.array(table["block_tokens"].fill_null(1), np.int64)
-        sources, counts = choose_sources(
-            prompts, outputs, _last_heirs(table), sizes, chains, starts, self.block_size
-        )
-        firsts = _starts(counts)
-        keys = np.empty(firsts[-1], np.int64)
-        write_keys(sources, firsts, sizes, chains, starts, self.block_size, keys)
-        return keys, firsts
+        firsts = _starts(chains.choose_sources(prompts, outputs, _last_heirs(table)))
+        return chains.write_keys(firsts), firsts
 
 
 def _starts(counts: Ints) -> Ints:

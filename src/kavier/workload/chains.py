@@ -1,111 +1,102 @@
-"""Numbers for chains of block hashes, compiled: traces have tens of millions of blocks."""
+"""Numbers for chains of block hashes: what the compiled code of `chains_compiled` reads and writes."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from pathlib import Path
 
 import numpy as np
-from numba import njit
+from numpy.typing import NDArray
 
-Array: TypeAlias = Any
+from kavier.native.library import Library, address
 
-SUB_BLOCK_BITS = 24
-"""An engine block is named by the chain that covers it, and its index in this many bits."""
+Ints = NDArray[np.int64]
+Numbers = NDArray[np.int32]
+
+CHAINS = np.dtype(
+    [
+        ("num_rows", "i8"),
+        ("num_hashes", "i8"),
+        ("hashes", "i8"),  # u8, rows one after the other
+        ("starts", "i8"),  # i8, where each row's begin; one more than rows
+        ("numbers", "i8"),  # i4, out: first key of the chain that ends with each hash
+        ("table", "i8"),  # i4, a hash map from chains to their number + 1
+        ("table_size", "i8"),  # a power of two
+        ("parents", "i8"),  # i4, of each chain, -1 at the beginning
+        ("last_hashes", "i8"),  # u8, of each chain
+        ("first_keys", "i8"),  # i4, of each chain
+        ("trace_size", "i8"),  # tokens of a hashed block
+        ("size", "i8"),  # tokens of an engine block
+        ("prompts", "i8"),  # i8, tokens
+        ("outputs", "i8"),
+        ("heirs", "i8"),  # i8, rows
+        ("sources", "i8"),  # i8, out: which row tells the keys of each row, itself or its heir
+        ("counts", "i8"),  # i8, out: how many
+        ("firsts", "i8"),  # i8, where each row's keys begin; one more than rows
+        ("num_keys", "i8"),
+        ("keys", "i8"),  # i4, out
+    ],
+    align=True,
+)
+
+NUMBER_CHAINS, CHOOSE_SOURCES, WRITE_KEYS = range(3)
+"""Operations."""
+
+LIBRARY = Library(
+    "kavier.workload.chains_compiled",
+    arguments=2,
+    sources=(
+        Path(__file__),
+        Path(__file__).with_name("chains_compiled.py"),
+        Path(__file__).parents[1] / "native",
+    ),
+    label="block keys (about 2 s)",
+)
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def _home(parent: int, hashed: int, mask: int) -> Any:
-    mixed = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(hashed)
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def _grown(table: Array, parents: Array, hashes: Array, count: int) -> Array:
-    """A table twice as large with the same numbers."""
-    larger = np.zeros(2 * len(table), np.int64)
-    mask = len(larger) - 1
-    for number in range(count):
-        at = _home(parents[number], hashes[number], mask)
-        while larger[at]:
-            at = (at + 1) & mask
-        larger[at] = number + 1
-    return larger
-
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def number_chains(hashes: Array, starts: Array) -> Array:
-    """Number every distinct chain of hashes.
+class Chains:
+    """Chains of the hashes of all requests.
 
     Args:
         hashes: uint64, rows one after the other.
         starts: Where each row begins; one more than rows.
-
-    Returns:
-        int64, one a hash: equal numbers = the row is equal up to there.
+        trace_size: Tokens of a hashed block.
+        size: Tokens of an engine block.
     """
-    numbers = np.empty(len(hashes), np.int64)
-    parents, known = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.uint64)
-    table, count = np.zeros(1 << 12, np.int64), 0
-    for row in range(len(starts) - 1):
-        parent = -1
-        for i in range(starts[row], starts[row + 1]):
-            mask = len(table) - 1
-            at = _home(parent, hashes[i], mask)
-            while table[at] and (parents[table[at] - 1] != parent or known[table[at] - 1] != hashes[i]):
-                at = (at + 1) & mask
-            if table[at] == 0:
-                parents[count], known[count] = parent, hashes[i]
-                count += 1
-                table[at] = count
-            parent = numbers[i] = table[at] - 1
-            if 2 * count > len(table):
-                table = _grown(table, parents, known, count)
-    return numbers
 
+    def __init__(self, hashes: NDArray[np.uint64], starts: Ints, trace_size: int, size: int) -> None:
+        self._record = np.zeros(1, CHAINS)
+        self._kept: list[NDArray[np.generic]] = []
+        count, rows = len(hashes), len(starts) - 1
+        slots = 1 << (2 * count).bit_length()
+        self._set(num_rows=rows, num_hashes=count, trace_size=trace_size, size=size, table_size=slots)
+        self._point(hashes=hashes, starts=starts, numbers=np.empty(count, np.int32))
+        self._point(table=np.zeros(slots, np.int32), parents=np.empty(count, np.int32))
+        self._point(last_hashes=np.empty(count, np.uint64), first_keys=np.empty(count, np.int32))
+        LIBRARY.call(NUMBER_CHAINS, address(self._record))
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def _key(chains: Array, start: int, index: int, size: int, trace_size: int) -> Any:
-    """Key of engine block `index` of the row whose chains begin at `start`."""
-    covering = ((index + 1) * size - 1) // trace_size
-    return chains[start + covering] << SUB_BLOCK_BITS | index
+    def choose_sources(self, prompts: Ints, outputs: Ints, heirs: Ints) -> Ints:
+        """How many keys each row has: of its prompt, or of its answer too where its heir tells them."""
+        rows = len(prompts)
+        counts = np.zeros(rows, np.int64)
+        self._point(
+            prompts=prompts, outputs=outputs, heirs=heirs, sources=np.empty(rows, np.int64), counts=counts
+        )
+        LIBRARY.call(CHOOSE_SOURCES, address(self._record))
+        return counts
 
+    def write_keys(self, firsts: Ints) -> Numbers:
+        """Keys of all rows: those of a row are keys[firsts[row]:firsts[row + 1]]."""
+        keys = np.empty(firsts[-1], np.int32)
+        self._set(num_keys=len(keys))
+        self._point(firsts=firsts, keys=keys)
+        LIBRARY.call(WRITE_KEYS, address(self._record))
+        return keys
 
-@njit(cache=True, error_model="numpy", nogil=True)
-def choose_sources(
-    prompts: Array, outputs: Array, heirs: Array, sizes: Array, chains: Array, starts: Array, size: int
-) -> tuple[Array, Array]:
-    """Which row tells the keys of each row, itself or its heir, and how many it tells."""
-    rows = len(prompts)
-    sources, counts = np.arange(rows), np.zeros(rows, np.int64)
-    for row in range(rows):
-        if starts[row + 1] > starts[row]:
-            counts[row] = prompts[row] // size
-        heir = heirs[row]
-        if heir == row:
-            continue
-        told = 0
-        if starts[heir + 1] > starts[heir]:
-            told = min(prompts[row] + outputs[row], prompts[heir]) // size
-        # The trace block in which the prompt ends is hashed anew once it is full, in the heir: only the
-        # blocks that are whole in both can be compared.
-        same = (prompts[row] - prompts[row] % sizes[row]) // size
-        known = min(same, counts[row])
-        equal = min(told, same) == known
-        for i in range(known if equal else 0):
-            mine = _key(chains, starts[row], i, size, sizes[row])
-            equal = equal and mine == _key(chains, starts[heir], i, size, sizes[heir])
-        if equal:
-            sources[row], counts[row] = heir, told
-    return sources, counts
+    def _set(self, **numbers: int) -> None:
+        for name, number in numbers.items():
+            self._record[name] = number
 
-
-@njit(cache=True, error_model="numpy", nogil=True)
-def write_keys(
-    sources: Array, firsts: Array, sizes: Array, chains: Array, starts: Array, size: int, keys: Array
-) -> None:
-    """Keys of all rows; those of a row are keys[firsts[row]:firsts[row + 1]]."""
-    for row in range(len(sources)):
-        source = sources[row]
-        for i in range(firsts[row + 1] - firsts[row]):
-            keys[firsts[row] + i] = _key(chains, starts[source], i, size, sizes[source])
+    def _point(self, **arrays: NDArray[np.generic]) -> None:
+        for name, array in arrays.items():
+            self._kept.append(array)
+            self._record[name] = address(array)

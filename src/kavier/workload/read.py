@@ -32,7 +32,7 @@ FORMATS: dict[str, Format] = {
 _Match = tuple[Format, tuple[str, ...]]
 
 
-def read_trace(path: Path, format: str = "auto") -> Workload:
+def read_trace(path: Path, format: str = "auto", block_tokens: int | None = None) -> Workload:
     """Read a trace of requests.
 
     Rows in errors are data rows counted from 1, the header not counted; the line of the file follows in
@@ -42,6 +42,7 @@ def read_trace(path: Path, format: str = "auto") -> Workload:
         path: CSV, JSON, JSON lines or Parquet; gzipped files too.
         format: A name of `FORMATS`, or "auto": the format with the most columns that the file has, all of
             its own among them.
+        block_tokens: Tokens of a hashed block, where the format does not tell; None = the format's default.
 
     Raises:
         InputError: Unknown format, a file that cannot be read or is of no known format, a bad value.
@@ -51,8 +52,15 @@ def read_trace(path: Path, format: str = "auto") -> Workload:
         raise InputError(
             f"unknown trace format {format!r}", expected=f"one of {', '.join(names)}", near=(format, names)
         )
-    file = open_trace(path)
-    workload = _sniff(file, FORMATS.values() if format == "auto" else [FORMATS[format]]).read(file)
+    file = replace(open_trace(path), block_tokens=block_tokens)
+    found = _sniff(file, FORMATS.values() if format == "auto" else [FORMATS[format]])
+    if block_tokens is not None and found is not mooncake.FORMAT:
+        raise InputError(
+            f"block_tokens with a trace of format {found.name!r}, which tells",
+            where=str(path),
+            value=block_tokens,
+        )
+    workload = found.read(file)
     return replace(workload, unread_columns=tuple(file.unread))
 
 

@@ -113,9 +113,15 @@ def make_workload(
         raise InputError(
             "no request left" if len(table) else "no request", where=source, expected=_why(changes)
         )
-    ordered, lost = _renumber_parents(table[rows], rows, len(table))
+    kept = table if _is_whole(rows, len(table)) else table[rows]
+    ordered, lost = _renumber_parents(kept, rows, len(table))
     all_counts = {**(counts or {}), **changes, "dropped_parents": lost}
     return Workload(ordered, source, format, {name: count for name, count in all_counts.items() if count})
+
+
+def _is_whole(rows: np.ndarray, height: int) -> bool:
+    """All rows in their order."""
+    return len(rows) == height and bool((rows == np.arange(height)).all())
 
 
 def check_names(columns: Iterable[str], where: str) -> None:

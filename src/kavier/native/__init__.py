@@ -1,0 +1,1 @@
+"""Machine code: Numba compiles it once a machine, and every later run loads a file."""

@@ -1,0 +1,1 @@
+"""How far from reality: recorded and measured runs against simulated ones."""
