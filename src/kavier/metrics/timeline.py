@@ -26,6 +26,7 @@ from kavier.simulation.reference import SimulationResult
 from kavier.simulation.sampling import Sampling, count_intervals
 
 Array = NDArray[np.float64]
+Columns = dict[str, NDArray[Any]]
 Cells = list[list[NDArray[Any]]]
 """Of each replica, pieces of `kernel.records.CELL`, in order of time."""
 
@@ -134,15 +135,29 @@ def timeline_of(
     """
     start_s, end_s = window_s
     intervals = count_intervals(end_s - start_s, interval_s)
-    frames = []
+    columns: list[Columns] = []
+    frames: list[pl.DataFrame] = []
     for index, pieces in enumerate(cells):
         whole = _within(pieces, intervals)
         ends = [piece["interval"][0] for piece in whole[1:]] + [intervals]
-        frames += [
-            _rows(index, piece, int(end), intervals, window_s, interval_s, idle_w)
-            for piece, end in zip(whole, ends, strict=True)
-        ]
+        for piece, end in zip(whole, ends, strict=True):
+            columns.append(_rows(index, piece, int(end), intervals, window_s, interval_s, idle_w))
+            if len(columns) == PIECES_A_FRAME or len(piece) > MANY_ROWS:
+                frames.append(_frame(columns))
+                columns = []
+    frames += [_frame(columns)] if columns else []
     return pl.concat(frames, rechunk=False).rename(NAMES)
+
+
+PIECES_A_FRAME, MANY_ROWS = 1000, 10_000
+"""A frame costs half a millisecond, too much for each of many replicas; a large one is not copied."""
+
+
+def _frame(columns: list[Columns]) -> pl.DataFrame:
+    """Pieces of columns, one after the other."""
+    if len(columns) == 1:
+        return pl.DataFrame(columns[0])
+    return pl.DataFrame({name: np.concatenate([piece[name] for piece in columns]) for name in columns[0]})
 
 
 def _within(pieces: Sequence[NDArray[Any]], intervals: int) -> list[NDArray[Any]]:
@@ -173,8 +188,8 @@ def _rows(
     window_s: tuple[float, float],
     interval_s: float,
     idle_w: float,
-) -> pl.DataFrame:
-    """One piece, which reaches to interval `end`."""
+) -> Columns:
+    """Columns of one piece, which reaches to interval `end`."""
     first = np.ascontiguousarray(piece["interval"])
     ends_s = interval_s * np.append(first[1:], end)
     if end == intervals:
@@ -184,17 +199,15 @@ def _rows(
     sums = {name: np.ascontiguousarray(piece[name]) for name in CELL.names or ()}
     busy = np.minimum(sums["busy_s"], length)
     sums["energy_j"] = sums["energy_j"] + (length - busy) * idle_w
-    return pl.DataFrame(
-        {
-            "replica": np.full(len(first), replica, np.int32),
-            "start_s": window_s[0] + starts_s,
-            "interval_s": length,
-            "busy_s": busy,
-            **{name: sums[name] for name in COUNTED},
-            **{name: _ratio(sums[name], length) for name in AVERAGED},
-            **{name: sums[name] for name in SPREAD},
-        }
-    )
+    return {
+        "replica": np.full(len(first), replica, np.int32),
+        "start_s": window_s[0] + starts_s,
+        "interval_s": length,
+        "busy_s": busy,
+        **{name: sums[name] for name in COUNTED},
+        **{name: _ratio(sums[name], length) for name in AVERAGED},
+        **{name: sums[name] for name in SPREAD},
+    }
 
 
 def _ratio(total: Array, length: Array) -> Array:
