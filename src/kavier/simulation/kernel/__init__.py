@@ -3,7 +3,7 @@
 Read `scheduler.py` and `replica.py` first: functions have the names of what they mirror. What makes it fast:
 
 * A decoding request is not touched when a step passes: see `batch`.
-* A step in which nobody is admitted, finishes or is preempted only adds to counters: `clock` strings them
+* A step in which nobody is admitted, finishes or is preempted only adds to counters: `coast` strings them
   together.
 * Blocks are counted, not numbered: see `blocks`.
 * Everything is a record or an array of records (`records`), at addresses that records hold; Python owns the

@@ -7,8 +7,17 @@ however fine the intervals are: there are at most as many cells as intervals, an
 
 from __future__ import annotations
 
-from kavier.native.kit import Integer, Record, at, bits_of, larger, prefetch, smaller
-from kavier.simulation.kernel.records import CELL, CELLS_A_STEP, GAP, GAP_BINS, GAP_BYTES, GAP_LOW, GAP_SHIFT
+from kavier.native.kit import Integer, Record, at, bits_of, copy, larger, prefetch, smaller
+from kavier.simulation.kernel.records import (
+    CELL,
+    CELLS_A_STEP,
+    GAP,
+    GAP_BINS,
+    GAP_BYTES,
+    GAP_LOW,
+    GAP_SHIFT,
+    STEP,
+)
 from kavier.simulation.kernel.typed import Cell, Coast, Replica, Step, Timeline, compiled, inlined
 
 
@@ -112,6 +121,13 @@ def accumulate(t: Timeline, s: Step) -> None:
         _add_share(cell, s, s.duration_s, 1.0)
     else:
         _add_parts(t, s, since_s)
+
+
+@inlined
+def log_step(r: Replica) -> None:
+    """Keep the last step as a row."""
+    copy(at(r.log, r.log_room, r.num_log, STEP), r.step)
+    r.num_log += 1
 
 
 @inlined
