@@ -313,6 +313,8 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
             "engine.async_scheduling: async_scheduling of vLLM 0.11 is not mirrored (got True)",
         ),
         (("--async-scheduling", "--no-kv-cache"), "async_scheduling with kv_cache off"),
+        (("--vllm-version", "v0.33.0"), "engine.vllm_version: bad value (got 'v0.33.0')"),
+        (("--vllm-version", "0.33.x"), "engine.vllm_version: bad value (got '0.33.x')"),
         (("--vllm-version", "0.12"), "engine.vllm_version: bad value (got '0.12'); expected '0.11', '0.14'"),
         (
             ("--scheduling-policy", "priority", "--vllm-version", "0.11"),

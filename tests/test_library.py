@@ -151,12 +151,12 @@ def test_the_first_folder_that_can_be_written_keeps_it_and_all_are_searched(
     assert tiny(folder).call(1, 41) == 42
 
 
-def test_a_named_folder_is_the_only_one_and_else_it_is_the_users_cache(monkeypatch):
-    monkeypatch.setenv("KAVIER_CACHE_DIR", "/some/where")
-    assert cache_folders() == [Path("/some/where")]
+def test_a_named_folder_is_the_only_one_and_else_it_is_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("KAVIER_CACHE_DIR", str(tmp_path))
+    assert cache_folders() == [tmp_path]
     monkeypatch.delenv("KAVIER_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/home/of/caches")
-    assert cache_folders()[0] == Path("/home/of/caches/kavier")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folders()[0] == tmp_path / "kavier"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folders()[0] == Path.home() / ".cache" / "kavier"
 

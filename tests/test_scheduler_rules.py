@@ -384,15 +384,21 @@ def test_a_block_that_a_token_in_flight_fills_is_hit_when_its_step_has_ended():
     assert scheduler.kv.pool.find(2) is not None
 
 
-def test_a_token_in_flight_outlives_a_preemption_and_is_recomputed():
+def preempted_in_flight(output_length: int) -> tuple[Scheduler, Request, Step]:
+    """The second of two requests is preempted while its first token is in flight, in the step returned."""
     scheduler = engine(4, async_scheduling=True)
-    early, late = request(0, 8, 9), request(1, 8, 9)
+    early, late = request(0, 8, 9), request(1, 8, output_length)
     scheduler.add(early)
     scheduler.add(late)
     first = scheduler.schedule()
     second = scheduler.schedule()
     assert batch(first) == [(0, 8, 0), (1, 8, 0)]
     assert (batch(second), rows(second.preempted)) == ([(0, 1, 8)], [1])
+    return scheduler, late, first
+
+
+def test_a_token_in_flight_outlives_a_preemption_and_is_recomputed():
+    scheduler, late, first = preempted_in_flight(9)
     assert late.num_output_tokens == 0
     scheduler.complete(first, 1.0)
     assert (late.num_output_tokens, late.first_token_s, late.num_computed_tokens) == (1, 1.0, 0)
@@ -401,13 +407,7 @@ def test_a_token_in_flight_outlives_a_preemption_and_is_recomputed():
 
 
 def test_who_is_preempted_with_the_last_token_in_flight_finishes_in_the_queue():
-    scheduler = engine(4, async_scheduling=True)
-    early, late = request(0, 8, 9), request(1, 8, 1)
-    scheduler.add(early)
-    scheduler.add(late)
-    first = scheduler.schedule()
-    second = scheduler.schedule()
-    assert (batch(second), rows(second.preempted)) == ([(0, 1, 8)], [1])
+    scheduler, late, first = preempted_in_flight(1)
     assert scheduler.num_waiting == 1
     assert rows(scheduler.complete(first, 1.0)) == [1]
     assert (late.status, scheduler.num_waiting, scheduler.num_running) == (Status.FINISHED, 0, 1)

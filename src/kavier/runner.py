@@ -162,24 +162,24 @@ class _Run:
     ) -> None:
         self._scenario, self._platform, self._power = scenario, platform, power
         self._requests = _shifted(workload.requests, -_origin_s(workload))
-        self._policies = self._compiled(policies)
         self.timing: DatasheetTiming | PythonTiming = datasheet
-        if policy := self._policies.get("timing"):
-            self.timing = PythonTiming(policy, datasheet)
-        if policy := self._policies.get("scheduling_policy"):
-            seen = arrivals(self._requests, scenario.engine.block_size)
-            self._requests = in_order(self._requests, keys_of(policy, seen))
+        self._policies: dict[str, Policy] = {}
+        if policies:
+            self._take(policies, datasheet)
 
-    def _compiled(self, policies: Mapping[str, Policy]) -> dict[str, Policy]:
-        if not policies:
-            return {}
+    def _take(self, policies: Mapping[str, Policy], datasheet: DatasheetTiming) -> None:
+        """Compile policies, and put them where they are asked."""
         engine, fleet = self._scenario.engine, self._scenario.fleet
         seats, budget = engine.max_num_seqs, engine.max_num_batched_tokens
         assert seats is not None
         assert budget is not None
         seen = arrivals(self._requests, engine.block_size)
         examples = make_examples(seen, fleet.replicas, self._platform.kv.kv_blocks - 1, seats, budget)
-        return {what: compiled(policy, examples) for what, policy in policies.items()}
+        self._policies = {what: compiled(policy, examples) for what, policy in policies.items()}
+        if policy := self._policies.get("timing"):
+            self.timing = PythonTiming(policy, datasheet)
+        if policy := self._policies.get("scheduling_policy"):
+            self._requests = in_order(self._requests, keys_of(policy, seen))
 
     def play(self, progress: Progress | None) -> tuple[CompiledResult, str | None]:
         """What the run left, and why not in the compiled engine."""

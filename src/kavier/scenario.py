@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from math import inf
@@ -33,9 +34,9 @@ CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 VllmVersion = Literal["0.11", "0.14", "0.20", "0.25", "0.33"]
 
 
-def _without_patch(version: object) -> str:
+def without_patch(version: object) -> str:
     """0.33.0 is 0.33: patch releases are not told apart."""
-    return ".".join(str(version).split(".")[:2])
+    return re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", str(version))
 
 
 PolicyName = Annotated[str, Field(pattern=r"\.py:[A-Za-z_]\w*$")]
@@ -232,7 +233,7 @@ class WorkloadSection(Section):
 class Engine(Section):
     """Engine settings, under vLLM's names and with vLLM's defaults (of `vllm_version`, API server)."""
 
-    vllm_version: Annotated[VllmVersion, BeforeValidator(_without_patch)] = "0.33"
+    vllm_version: Annotated[VllmVersion, BeforeValidator(without_patch)] = "0.33"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: Annotated[

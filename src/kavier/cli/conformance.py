@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,14 +108,13 @@ def _settings(flags: dict[str, Any]) -> Engine:
     from pydantic import ValidationError
 
     from kavier.ecosystem.vllm_versions import RULES
-    from kavier.scenario import Engine
+    from kavier.scenario import Engine, without_patch
     from kavier.scenario_errors import explain
 
-    release = re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", flags["vllm_version"])  # patch releases are not told apart
-    _choice("vllm_version", release, RULES)
+    _choice("vllm_version", without_patch(flags["vllm_version"]), RULES)
     _choice("scheduling_policy", flags["scheduling_policy"], ("fcfs", "priority"))
     try:
-        return Engine(**{**flags, "vllm_version": release})
+        return Engine(**flags)
     except ValidationError as error:
         raise explain(error, "command line", Engine) from None
 

@@ -138,7 +138,7 @@ def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:
 def _peak_notes(summary: Mapping[str, Any]) -> Iterator[str]:
     """Only a step-time model of the user can be faster than the datasheet."""
     used = summary["utilization"]
-    if max(used["mfu"] or 0.0, used["mbu"] or 0.0) > used["busy_ratio"]:
+    if max(used["mfu"], used["mbu"]) > used["busy_ratio"]:
         yield (
             "steps are shorter than their FLOPs and bytes take at the GPU's peaks: energy, which follows "
             "from these, is that of no such GPU"

@@ -78,6 +78,7 @@ class Run:
         self._settings = address(packed.settings)
         self._requests = requests
         self._served = np.flatnonzero(requests["status"] == k.UNFINISHED)
+        self._unplayed = requests[self._served[:1]].copy()  # but for its lengths and arrival, like any other
         self.replica = np.full(len(requests), -1, np.int32)
         self.gaps = Gaps()
         self.cells: list[list[Array]] = [[] for _ in range(replicas)]
@@ -178,8 +179,8 @@ class Run:
     def forget(self, first: int, end: int) -> None:
         """These requests were played in vain."""
         rows = self.packed.arrivals[first:end]
-        for name, value in k.UNPLAYED.items():
-            self._requests[name][rows] = value
+        for name in k.PLAYED:
+            self._requests[name][rows] = self._unplayed[name]
 
     def _call(self, operation: int, record: int, until: int) -> int:
         if self._stopped:

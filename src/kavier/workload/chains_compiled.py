@@ -90,10 +90,10 @@ def _heir_tells(c: Chains, row: Integer, heir: Integer, told: Integer, known: In
     known = smaller(same, known)
     if smaller(told, same) != known:
         return False
-    same = 0
-    while same < known and _key(c, row, same) == _key(c, heir, same):
-        same += 1
-    return same == known
+    equal = 0
+    while equal < known and _key(c, row, equal) == _key(c, heir, equal):
+        equal += 1
+    return equal == known
 
 
 @compiled

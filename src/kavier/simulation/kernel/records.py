@@ -37,17 +37,11 @@ REQUEST = np.dtype(
 
 UNFINISHED, FINISHED, REJECTED_CONTEXT, REJECTED_KV = range(4)
 
-UNPLAYED = {
-    "first_scheduled_s": np.nan,
-    "first_token_s": np.nan,
-    "last_token_s": np.nan,
-    "output_tokens": 0,
-    "cached_tokens": -1,
-    "preemptions": 0,
-    "next": -1,
-    "status": UNFINISHED,
-}
-"""A request that is to be played."""
+PLAYED = (
+    "first_scheduled_s", "first_token_s", "last_token_s", "output_tokens", "cached_tokens", "preemptions",
+    "next", "status",
+)  # fmt: skip
+"""What playing changes in a REQUEST."""
 
 SLOT = np.dtype(
     [
