@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,11 @@ from kavier.ecosystem.gpu import find_gpu
 from kavier.ecosystem.models import find_model
 from kavier.ecosystem.vllm_versions import RULES
 from kavier.metrics.power import SaturatingPower
-from kavier.metrics.timeline import timeline_of, with_sums
+from kavier.metrics.sums import with_sums
+from kavier.metrics.timeline import Totals
 from kavier.scenario import Engine
-from kavier.simulation import arena, play, split
+from kavier.simulation import play, split
 from kavier.simulation.compiled import CompiledResult, covers, simulate_compiled
-from kavier.simulation.kernel import records as k
 from kavier.simulation.reference import SimulationResult, simulate_reference
 from kavier.simulation.router import PLANS, ROUTERS
 from kavier.simulation.sampling import Sampling
@@ -32,6 +34,7 @@ from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.step import StepCost, StepWork
 from kavier.validation.recording import TokenKeys
 from kavier.workload.table import SCHEMA
+from tests.timelines import small_pieces, timeline_of, watched
 
 TIMING = AffineTiming(4 / 256, 1 / 256, 2 / 256, 1 / 4096, pair_flops=3.0, context_bytes=5.0)
 """Multiples of 1/4096 s: requests then often arrive exactly when a step ends."""
@@ -166,22 +169,26 @@ def power() -> SaturatingPower:
 
 
 @many
-@given(cases(routers=("round-robin", "least-outstanding")), st.sampled_from([0.001, 0.03, 0.25, 1.0, 100.0]))
-def test_timelines_are_equal_at_any_interval(case, interval_s):
+@given(
+    cases(routers=("round-robin", "least-outstanding")),
+    st.sampled_from([0.001, 0.03, 0.25, 1.0, 100.0]),
+    st.sampled_from([1, 3, 1 << 15]),
+)
+def test_timelines_are_equal_at_any_interval(case, interval_s, size):
     start_s = case.table["arrival_s"][0]
-    sampling = Sampling(start_s, interval_s, power().record(2), steps=True)
-    expected = with_sums(case.reference(), power(), 2, case.options["replicas"], sampling)
-    found = case.compiled(sampling)
+    sampling, replicas = (
+        Sampling(start_s, interval_s, power().record(2), steps=True),
+        case.options["replicas"],
+    )
+    played = case.reference()
+    with small_pieces(size):
+        mine = watched(case.compiled, sampling, replicas)
+        theirs = watched(lambda taking: with_sums(played, power(), 2, replicas, taking), sampling, replicas)
+    found, expected = mine.result, theirs.result
     assert found.end_s == expected.end_s
     assert found.peak_used_blocks == expected.peak_used_blocks
-    window_s = (start_s, start_s if found.end_s is None else found.end_s)
-    rows = [
-        timeline_of(result.cells, window_s=window_s, interval_s=interval_s, idle_w=200.0)
-        for result in (found, expected)
-    ]
-    assert_equal(*rows)
-    assert found.steps is not None
-    assert expected.steps is not None
+    assert_equal(mine.rows, theirs.rows)
+    assert mine.totals == theirs.totals
     assert_equal(found.steps, expected.steps)
 
 
@@ -227,20 +234,30 @@ def long_case(count: int) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("router", ["round-robin", "least-outstanding"])
-def test_full_buffers_change_nothing(monkeypatch, router):
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+def test_full_buffers_change_nothing(monkeypatch, router, size):
     """Steps and cells that fill their arrays many times over."""
     engine = Engine(max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64)
-    results = []
-    for size in (1 << 16, k.CELLS_A_STEP + 1):
-        monkeypatch.setattr(play, "ARRIVALS_A_CALL", size)
-        for name in ("FIRST_CELLS", "MOST_CELLS", "FIRST_STEPS", "MOST_STEPS"):
-            monkeypatch.setattr(arena, name, size)
-        found = simulate_compiled(
-            long_case(100), engine, ROUGH, num_gpu_blocks=90, replicas=2, router=router,
-            sampling=Sampling(0.0, 0.01, power().record(1), steps=True),
-        )  # fmt: skip
-        results.append(found)
-    assert_same_run(results[0], results[1])
+
+    def compiled(sampling: Sampling) -> CompiledResult:
+        return simulate_compiled(
+            long_case(100), engine, ROUGH, num_gpu_blocks=90, replicas=2, router=router, sampling=sampling
+        )
+
+    sampling = Sampling(0.0, 0.01, power().record(1), steps=True)
+    whole = watched(compiled, sampling, replicas=2)
+    with small_pieces(size):
+        kept = compiled(sampling)
+        taken = watched(compiled, sampling, replicas=2)
+    assert_same_run(whole.result, kept)
+    assert_equal(taken.rows, whole.rows)
+    assert len(taken.frames) > 1900 // size > len(whole.frames)
+    for name, value in vars_of(whole.totals).items():
+        assert vars_of(taken.totals)[name] == pytest.approx(value, rel=1e-12), name
+
+
+def vars_of(totals: Totals) -> dict[str, Any]:
+    return dataclasses.asdict(totals)
 
 
 def assert_same_run(one: CompiledResult, other: CompiledResult, interval_s: float = 0.01) -> None:
@@ -260,20 +277,25 @@ def test_results_do_not_depend_on_how_many_threads_play(replicas, caching):
         max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=caching
     )
     sampling = Sampling(0.0, 0.01, power().record(1), steps=True)
-    results = [
-        simulate_compiled(
-            long_case(3000),
-            engine,
-            ROUGH,
-            num_gpu_blocks=90,
-            replicas=replicas,
-            sampling=sampling,
-            workers=workers,
-        )
-        for workers in (1, 2, 5)
-    ]
-    assert_same_run(results[0], results[1])
-    assert_same_run(results[0], results[2])
+    results = []
+    for workers in (1, 2, 5):
+
+        def compiled(sampling: Sampling, workers: int = workers) -> CompiledResult:
+            return simulate_compiled(
+                long_case(3000), engine, ROUGH, num_gpu_blocks=90, replicas=replicas, sampling=sampling,
+                workers=workers,
+            )  # fmt: skip
+
+        with small_pieces(300):
+            results.append(watched(compiled, sampling, replicas))
+    one, *others = results
+    assert len(one.frames) > 100
+    for other in others:
+        assert_same_run(one.result, other.result)
+        assert one.totals == other.totals
+        assert len(one.frames) == len(other.frames)
+        for mine, theirs in zip(one.frames, other.frames, strict=True):
+            assert_equal(mine, theirs)
 
 
 @dataclass
@@ -341,25 +363,31 @@ def test_parts_of_a_replica_played_at_once_make_the_same_run(monkeypatch):
     assert joins.missed > 10
 
 
-@pytest.mark.parametrize(("count", "size"), [(3000, 1 << 16), (150, k.CELLS_A_STEP + 1)])
+@pytest.mark.parametrize(("count", "size"), [(3000, 1 << 15), (150, 1), (150, 40)])
 def test_a_long_run_in_parts_is_the_same_run(monkeypatch, count, size):
     joins = Joins()
     joins.watch(monkeypatch, 20)
-    for name in ("FIRST_CELLS", "MOST_CELLS", "FIRST_STEPS", "MOST_STEPS"):
-        monkeypatch.setattr(arena, name, size)
     engine = Engine(
         max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=False
     )
     table = long_case(count).with_columns(pl.col("arrival_s") * 4)
-    one, *others = (
-        simulate_compiled(
-            table, engine, ROUGH, num_gpu_blocks=90, workers=workers,
-            sampling=Sampling(0.0, 0.01, power().record(1), steps=True),
+
+    def compiled(workers: int, sampling: Sampling) -> CompiledResult:
+        return simulate_compiled(table, engine, ROUGH, num_gpu_blocks=90, workers=workers, sampling=sampling)
+
+    with small_pieces(size):
+        one, *others = (
+            watched(
+                partial(compiled, workers),
+                Sampling(0.0, 0.01, power().record(1), steps=True),
+                replicas=1,
+            )
+            for workers in (1, 2, 5)
         )
-        for workers in (1, 2, 5)
-    )  # fmt: skip
     for other in others:
-        assert_same_run(one, other)
+        assert_same_run(one.result, other.result)
+        assert_equal(one.rows, other.rows)
+        assert one.totals == other.totals
     assert joins == Joins(done=1 + 4)
 
 

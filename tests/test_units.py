@@ -28,10 +28,6 @@ from kavier.units import (
 SRC = Path(units.__file__).parent
 
 
-def timeline_of(energy_j) -> pl.DataFrame:
-    return pl.DataFrame({"energy_j": energy_j}, schema={"energy_j": pl.Float64})
-
-
 def finished(output_tokens) -> pl.DataFrame:
     return pl.DataFrame({"output_tokens": output_tokens})
 
@@ -97,20 +93,20 @@ def test_prototype_error_seconds_were_truncated_and_stored_as_ms():
     assert _latency(0.0046) == "4.60 ms"
 
 
-def energy_of(timeline, tokens, pue):
-    return energy(timeline, pue=pue, makespan_s=100.0, output_tokens=tokens, total_tokens=tokens)
+def energy_of(gpu_j, tokens, pue):
+    return energy(gpu_j, pue=pue, makespan_s=100.0, output_tokens=tokens, total_tokens=tokens)
 
 
 def test_prototype_error_joules_were_divided_by_1000_for_watt_hours():
     """3.6e6 J are 1,000 Wh, not 3,600."""
-    result = energy_of(timeline_of([1.2e6, 2.4e6]), 1, pue=1.0)
+    result = energy_of(3.6e6, 1, pue=1.0)
     assert result["gpu_kwh"] == pytest.approx(1.0, rel=1e-15)
     assert result["facility_kwh"] == pytest.approx(1.0, rel=1e-15)
 
 
 def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
     """Every key says its unit, and all agree in size: 2 kWh over 2,000 tokens and 100 s."""
-    result = energy_of(timeline_of([7.2e6]), 2_000, pue=1.5)
+    result = energy_of(7.2e6, 2_000, pue=1.5)
     assert result["gpu_wh_per_million_tokens"] == 2_000 / 2_000 * 1_000_000
     assert result["facility_wh_per_million_tokens"] == 3_000 / 2_000 * 1_000_000
     assert result["mean_gpu_w"] == 7.2e6 / 100
@@ -127,9 +123,13 @@ def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
 @given(st.floats(1e-3, 1e6))
 def test_prototype_error_energy_was_multiplied_by_latency(stretch):
     """The same joules drawn over any time are the same energy and the same carbon: no kWh x s."""
-    spread = pl.DataFrame({"energy_j": [9e5, 9e5], "interval_s": [stretch, stretch]})
-    assert energy_of(spread, 10, pue=1.2) == energy_of(timeline_of([9e5, 9e5]), 10, pue=1.2)
-    grams = carbon(spread, pue=1.2, gco2_per_kwh=400.0, tokens=10)["operational_gco2e"]
+    drawn, short = (
+        energy(1.8e6, pue=1.2, makespan_s=time_s, output_tokens=10, total_tokens=10)
+        for time_s in (stretch, 1.0)
+    )
+    assert drawn | {"mean_gpu_w": None} == short | {"mean_gpu_w": None}
+    assert drawn["facility_kwh"] is not None
+    grams = carbon(drawn["facility_kwh"], gco2_per_kwh=400.0, tokens=10)["operational_gco2e"]
     assert grams == pytest.approx(0.5 * 1.2 * 400, rel=1e-12)
 
 
@@ -137,15 +137,17 @@ def test_prototype_error_energy_was_multiplied_by_latency(stretch):
 
 
 @given(
-    st.lists(st.floats(0, 1e9), min_size=1, max_size=20),
+    st.floats(0, 1e10),
     st.floats(1, 3),
     st.floats(0, 2000),
     st.integers(1, 10**10),
 )
-def test_carbon_is_kwh_times_grams_per_kwh_done_by_hand(joules, pue, intensity, tokens):
-    facility_wh = sum(joules) / 3600 * pue
+def test_carbon_is_kwh_times_grams_per_kwh_done_by_hand(gpu_j, pue, intensity, tokens):
+    facility_wh = gpu_j / 3600 * pue
     grams = facility_wh / 1000 * intensity
-    result = carbon(timeline_of(joules), pue=pue, gco2_per_kwh=intensity, tokens=tokens)
+    facility_kwh = energy(gpu_j, pue=pue, makespan_s=1.0, output_tokens=1, total_tokens=1)["facility_kwh"]
+    assert facility_kwh is not None
+    result = carbon(facility_kwh, gco2_per_kwh=intensity, tokens=tokens)
     assert result["operational_gco2e"] == pytest.approx(grams, rel=1e-9)
     assert result["gco2e_per_million_tokens"] == pytest.approx(grams / (tokens / 1e6), rel=1e-9)
 
@@ -189,9 +191,9 @@ def test_nothing_is_said_per_token_where_no_token_was_served():
     assert rent["usd_per_request"] is None
     assert rent["usd_per_million_tokens"] is None
     assert rent["usd_per_million_output_tokens"] is None
-    grams = carbon(timeline_of([3.6e6]), pue=1.2, gco2_per_kwh=400.0, tokens=0)
+    grams = carbon(1.2, gco2_per_kwh=400.0, tokens=0)
     assert grams["gco2e_per_million_tokens"] is None
 
 
 def test_no_energy_has_no_mean_intensity():
-    assert carbon(timeline_of([0.0]), pue=1.2, gco2_per_kwh=400.0, tokens=0)["mean_gco2_per_kwh"] is None
+    assert carbon(0.0, gco2_per_kwh=400.0, tokens=0)["mean_gco2_per_kwh"] is None

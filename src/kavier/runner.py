@@ -12,10 +12,12 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform, build_platform
 from kavier.errors import InputError
+from kavier.metrics.course import Course
 from kavier.metrics.latency import window, with_latencies
 from kavier.metrics.power import SaturatingPower
 from kavier.metrics.summary import Facts, summarise_run
-from kavier.metrics.timeline import timeline_of, with_sums
+from kavier.metrics.sums import with_sums
+from kavier.metrics.timeline import Keep, Timeline, joined
 from kavier.metrics.trust import trust
 from kavier.scenario import Prices, Scenario, parse_scenario
 from kavier.scenario_file import read_scenario_tree
@@ -48,7 +50,9 @@ class Result:
         scenario: As simulated, every default resolved.
         summary: The page of numbers, as plain data (`summary.json`).
         requests: One row a request, in arrival order.
-        timeline: Rows of sample intervals, replica by replica: see `metrics.timeline`.
+        timeline: Rows of sample intervals, replica by replica: see `metrics.timeline`. None were kept when
+            `simulate` was to give them to someone else.
+        course: Levels and energy of the fleet over time, as coarsely as a picture shows them.
         steps: One row a step; None unless `output.steps` is set.
     """
 
@@ -56,6 +60,7 @@ class Result:
     summary: dict[str, Any]
     requests: pl.DataFrame
     timeline: pl.DataFrame
+    course: Course
     steps: pl.DataFrame | None
 
     def __repr__(self) -> str:
@@ -70,6 +75,7 @@ def simulate(
     router: Callable[..., Any] | None = None,
     scheduling_policy: Callable[..., Any] | None = None,
     timing: Callable[..., Any] | None = None,
+    keep_timeline: Keep | None = None,
 ) -> Result:
     """Simulate a scenario: a `Scenario`, its plain data, or the path of its YAML file.
 
@@ -79,6 +85,8 @@ def simulate(
         router: A policy in Python (see `simulation.policy`) in the place of `fleet.router`.
         scheduling_policy: Likewise, of `engine.scheduling_policy`.
         timing: Likewise, of `timing`.
+        keep_timeline: Is given the rows of the timeline as soon as they are final, those of a replica in
+            order of time, in the place of `Result.timeline`: for timelines that do not fit into memory.
 
     Raises:
         InputError: Whatever is wrong with the scenario, its trace, or what it names.
@@ -92,10 +100,25 @@ def simulate(
     datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine)
     power = SaturatingPower(platform.gpu, compute_dtype(platform.gpu, platform.model.weight_dtype))
     run = _Run(resolved, platform, workload, datasheet, power, policies)
-    played, why = run.play(progress)
-    result = _measure(resolved, platform, run.timing, power, workload, played)
-    result.summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
-    return result
+    origin_s = _origin_s(workload)
+    kept: list[pl.DataFrame] = []
+    timeline = run.timeline(keep_timeline or kept.append, origin_s)
+    played, why = run.play(timeline, progress)
+    requests = with_latencies(played.requests)
+    window_s = window(requests, played.end_s)
+    timeline.close(played.cells, window_s[1])
+    facts = _facts(resolved, platform, played, window_s)
+    summary = summarise_run(requests, timeline.totals(), played.token_gaps, facts)
+    summary["trust"] = trust(resolved, platform, workload, played.truncated, run.timing, power, summary)
+    summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
+    return Result(
+        resolved,
+        summary,
+        requests=_shifted(_with_labels(requests, workload), origin_s),
+        timeline=joined(kept),
+        course=timeline.course,
+        steps=None if played.steps is None else _shifted(played.steps, origin_s),
+    )
 
 
 def load_workload(scenario: Scenario) -> Workload:
@@ -181,14 +204,31 @@ class _Run:
         if policy := self._policies.get("scheduling_policy"):
             self._requests = in_order(self._requests, keys_of(policy, seen))
 
-    def play(self, progress: Progress | None) -> tuple[CompiledResult, str | None]:
+    def timeline(self, keep: Keep, origin_s: float) -> Timeline:
+        """What takes the run's timeline."""
+        scenario, platform, requests = self._scenario, self._platform, self._requests
+        _check_span(requests, scenario.output.sample_interval_s)
+        return Timeline(
+            replicas=scenario.fleet.replicas,
+            start_s=requests["arrival_s"][0],
+            interval_s=scenario.output.sample_interval_s,
+            idle_w=platform.gpu.loaded_idle_w * scenario.engine.tensor_parallel_size,
+            keep=keep,
+            intensity=platform.intensity if platform.carbon_series else None,
+            origin_s=origin_s,
+        )
+
+    def play(self, timeline: Timeline, progress: Progress | None) -> tuple[CompiledResult, str | None]:
         """What the run left, and why not in the compiled engine."""
         scenario, requests, total = self._scenario, self._requests, len(self._requests)
         output, gpus = scenario.output, scenario.engine.tensor_parallel_size
         blocks, limit = self._platform.kv.kv_blocks, scenario.workload.max_concurrency
-        _check_span(requests, output.sample_interval_s)
         sampling = Sampling(
-            requests["arrival_s"][0], output.sample_interval_s, self._power.record(gpus), steps=output.steps
+            requests["arrival_s"][0],
+            output.sample_interval_s,
+            self._power.record(gpus),
+            steps=output.steps,
+            sink=timeline,
         )
         common: dict[str, Any] = {
             "num_gpu_blocks": blocks,
@@ -214,26 +254,12 @@ class _Run:
         return next((f"{policy.what} {policy.name}: {policy.why}" for policy in policies if policy.why), None)
 
 
-def _measure(
-    scenario: Scenario,
-    platform: Platform,
-    timing: DatasheetTiming | PythonTiming,
-    power: SaturatingPower,
-    workload: Workload,
-    played: CompiledResult,
-) -> Result:
-    origin_s = _origin_s(workload)
+def _facts(
+    scenario: Scenario, platform: Platform, played: CompiledResult, window_s: tuple[float, float]
+) -> Facts:
     gpus = scenario.engine.tensor_parallel_size
     dtype = compute_dtype(platform.gpu, platform.model.weight_dtype)
-    requests = with_latencies(played.requests)
-    window_s = window(requests, played.end_s)
-    rows = timeline_of(
-        played.cells,
-        window_s=window_s,
-        interval_s=scenario.output.sample_interval_s,
-        idle_w=platform.gpu.loaded_idle_w * gpus,
-    )
-    facts = Facts(
+    return Facts(
         window_s=window_s,
         peak_used_blocks=played.peak_used_blocks,
         replicas=scenario.fleet.replicas,
@@ -243,19 +269,10 @@ def _measure(
         kv_blocks=played.kv_blocks,
         block_tokens=scenario.engine.block_size,
         pue=scenario.site.pue,
-        gco2_per_kwh=platform.intensity(rows["start_s"].to_numpy() + origin_s, rows["interval_s"].to_numpy()),
+        gco2_per_kwh=platform.constant_gco2_per_kwh,
         usd_per_gpu_hour=platform.usd_per_gpu_hour,
         usd_per_kwh=platform.usd_per_kwh,
         slo=scenario.slo,
-    )
-    summary = summarise_run(requests, rows, played.token_gaps, facts)
-    summary["trust"] = trust(scenario, platform, workload, played.truncated, timing, power, summary)
-    return Result(
-        scenario,
-        summary,
-        requests=_shifted(_with_labels(requests, workload), origin_s),
-        timeline=_shifted(rows, origin_s),
-        steps=None if played.steps is None else _shifted(played.steps, origin_s),
     )
 
 

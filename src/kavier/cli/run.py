@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from math import inf, nan
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kavier.errors import InputError
+
+if TYPE_CHECKING:
+    from kavier.runner import Result
+    from kavier.scenario import Scenario
 
 _OnOff = bool | None
 
@@ -125,25 +129,35 @@ def run(
     Example: kavier run --trace azure.csv --model meta-llama/Llama-3.1-8B --gpu H100 --replicas 2
     """
     flags = {name: value for name, value in locals().items() if value is not None}
-    from kavier.cli.progress import progress_bar, show_log
+    from kavier.cli.progress import show_log
     from kavier.report.console import print_page
-    from kavier.report.files import check_folder, summary_json, write_run
-    from kavier.runner import simulate
+    from kavier.report.files import summary_json
     from kavier.scenario import parse_scenario
 
     tree = _tree(scenario, flags)
     parsed = parse_scenario(tree, where=_where(scenario, flags))
-    if out is not None:
-        check_folder(out)
     show_log()
-    with progress_bar("simulating") as progress:
-        result = simulate(parsed, progress)
-    if out is not None:
-        write_run(result, out)
+    result = _simulate(parsed, out)
     if json:
         typer.echo(summary_json(result), nl=False)
     else:
         print_page(result, out)
+
+
+def _simulate(scenario: Scenario, out: Path | None) -> Result:
+    """Simulate, and keep the run if there is a folder for it."""
+    from kavier.cli.progress import progress_bar
+    from kavier.report.files import RunFolder
+    from kavier.runner import simulate
+
+    if out is None:
+        with progress_bar("simulating") as progress:
+            return simulate(scenario, progress, keep_timeline=lambda _: None)
+    with RunFolder(out) as folder:
+        with progress_bar("simulating") as progress:
+            result = simulate(scenario, progress, keep_timeline=folder.add_rows)
+        folder.finish(result)
+    return result
 
 
 def _where(scenario: Path | None, flags: dict[str, Any]) -> str:

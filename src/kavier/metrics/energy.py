@@ -27,18 +27,17 @@ def with_energy(steps: pl.DataFrame, power: SaturatingPower, gpus_per_replica: i
 
 
 def energy(
-    timeline: pl.DataFrame, *, pue: float, makespan_s: float, output_tokens: int, total_tokens: int
+    gpu_j: float, *, pue: float, makespan_s: float, output_tokens: int, total_tokens: int
 ) -> dict[str, float | None]:
     """Energy of the whole run; facility = GPU energy x PUE (hosts are not modelled).
 
     Args:
-        timeline: Rows with energy_j.
+        gpu_j: Of all GPUs over the whole run.
         pue: Facility energy / GPU energy.
         makespan_s: Time over which the mean power is taken.
         output_tokens: Of the finished requests.
         total_tokens: Prompt and output tokens of the finished requests.
     """
-    gpu_j = float(timeline["energy_j"].sum())
     gpu_kwh = j_to_kwh(gpu_j)
     return {
         "gpu_kwh": gpu_kwh,

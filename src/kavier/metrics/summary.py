@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
-from numpy.typing import ArrayLike
 
 from kavier.metrics.carbon import carbon
 from kavier.metrics.cost import cost
 from kavier.metrics.energy import energy
 from kavier.metrics.latency import goodput, latency, throughput
+from kavier.metrics.timeline import Totals
 from kavier.scenario import Slo
 
 SCHEMA_VERSION = "1"
@@ -32,7 +32,7 @@ class Facts:
         kv_blocks: Usable KV blocks a replica.
         block_tokens: Tokens a block.
         pue: Facility / IT energy.
-        gco2_per_kwh: One intensity, or one per timeline row.
+        gco2_per_kwh: The intensity that held all the time; None: that of the timeline's totals.
         usd_per_gpu_hour: Rent, None if unknown.
         usd_per_kwh: Tariff, None if unknown.
         slo: Objectives.
@@ -47,7 +47,7 @@ class Facts:
     kv_blocks: int
     block_tokens: int
     pue: float
-    gco2_per_kwh: ArrayLike
+    gco2_per_kwh: float | None
     usd_per_gpu_hour: float | None
     usd_per_kwh: float | None
     slo: Slo
@@ -55,7 +55,7 @@ class Facts:
 
 def summarise_run(
     requests: pl.DataFrame,
-    timeline: pl.DataFrame,
+    totals: Totals,
     token_gaps: pl.DataFrame,
     facts: Facts,
 ) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def summarise_run(
 
     Args:
         requests: Requests table with latencies (`with_latencies`).
-        timeline: From `kavier.metrics.timeline`.
+        totals: Of the timeline.
         token_gaps: Inter-token gaps.
         facts: The rest.
     """
@@ -73,7 +73,7 @@ def summarise_run(
     output_tokens = int(finished["output_tokens"].sum())
     total_tokens = output_tokens + int(finished["prompt_tokens"].sum())
     power = energy(
-        timeline,
+        totals.energy_j,
         pue=facts.pue,
         makespan_s=makespan_s,
         output_tokens=output_tokens,
@@ -85,13 +85,17 @@ def summarise_run(
         **latency(finished, token_gaps),
         "throughput": throughput(finished, makespan_s),
         "goodput": goodput(finished, facts.slo, arrived=len(requests), makespan_s=makespan_s),
-        "cache": _cache(timeline),
+        "cache": _cache(totals),
         "preemptions": int(requests["preemptions"].sum()),
         "makespan_s": makespan_s,
-        "kv": _kv(timeline, facts, makespan_s),
-        "utilization": _utilization(timeline, facts, makespan_s),
+        "kv": _kv(totals, facts, makespan_s),
+        "utilization": _utilization(totals, facts, makespan_s),
         "energy": power,
-        "carbon": carbon(timeline, pue=facts.pue, gco2_per_kwh=facts.gco2_per_kwh, tokens=total_tokens),
+        "carbon": carbon(
+            power["facility_kwh"] or 0.0,
+            gco2_per_kwh=totals.gco2_per_kwh if facts.gco2_per_kwh is None else facts.gco2_per_kwh,
+            tokens=total_tokens,
+        ),
         "cost": cost(
             gpus=facts.replicas * facts.gpus_per_replica,
             makespan_s=makespan_s,
@@ -118,31 +122,30 @@ def _outcomes(requests: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _cache(timeline: pl.DataFrame) -> dict[str, float]:
-    queried, hit = int(timeline["queried_tokens"].sum()), int(timeline["hit_tokens"].sum())
+def _cache(totals: Totals) -> dict[str, float]:
+    queried, hit = totals.queried_tokens, totals.hit_tokens
     return {"queried_tokens": queried, "hit_tokens": hit, "hit_ratio": hit / queried if queried else 0.0}
 
 
-def _kv(timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
+def _kv(totals: Totals, facts: Facts, makespan_s: float) -> dict[str, float]:
     """Of one replica: blocks, peak_used_blocks. Over all and the makespan: mean_used_ratio, evictions."""
-    block_seconds = float((timeline["used_blocks"] * timeline["interval_s"]).sum())
     capacity = facts.kv_blocks * facts.replicas * makespan_s
     return {
         "blocks": facts.kv_blocks,
         "block_tokens": facts.block_tokens,
         "peak_used_blocks": facts.peak_used_blocks,
-        "mean_used_ratio": block_seconds / capacity if capacity else 0.0,
-        "evicted_blocks": int(timeline["evicted_blocks"].sum()),
+        "mean_used_ratio": totals.block_s / capacity if capacity else 0.0,
+        "evicted_blocks": totals.evicted_blocks,
     }
 
 
-def _utilization(timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
+def _utilization(totals: Totals, facts: Facts, makespan_s: float) -> dict[str, float]:
     """Over the makespan and all replicas, idle time included: busy time, MFU and MBU."""
     available_s = facts.replicas * makespan_s
     if not available_s:
         return {"busy_ratio": 0.0, "mfu": 0.0, "mbu": 0.0}
     return {
-        "busy_ratio": float(timeline["busy_s"].sum()) / available_s,
-        "mfu": float(timeline["flops"].sum()) / available_s / facts.peak_flops_per_s,
-        "mbu": float(timeline["bytes"].sum()) / available_s / facts.peak_bytes_per_s,
+        "busy_ratio": totals.busy_s / available_s,
+        "mfu": totals.flops / available_s / facts.peak_flops_per_s,
+        "mbu": totals.bytes / available_s / facts.peak_bytes_per_s,
     }

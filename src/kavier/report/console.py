@@ -16,7 +16,6 @@ from rich.text import Text
 
 from kavier import __version__
 from kavier.errors import InputError
-from kavier.metrics.timeline import means_over
 from kavier.runner import Result
 from kavier.scenario import Slo
 from kavier.units import MS_PER_S
@@ -197,12 +196,9 @@ def _impact_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-PIECES = ("running", "waiting", "used_blocks", "energy_j")
-
-
 def _over_time(result: Result, width: int) -> Table:
     """Small plots: what the fleet did from the first arrival to the last token."""
-    means = means_over(result.timeline, PIECES, width)
+    means = result.course.means(width)
     blocks = max(result.summary["kv"]["blocks"] * result.scenario.fleet.replicas, 1)
     series = {
         "running": (means["running"], "{:,.1f} requests"),

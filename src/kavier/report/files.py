@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import polars as pl
+
 from kavier.errors import InputError, reason
+from kavier.metrics.timeline import SCHEMA
+from kavier.report.parquet import ParquetStream
 from kavier.runner import Result
 from kavier.scenario_file import dump_scenario
 
 SUMMARY = "summary.json"
 SCENARIO = "scenario.resolved.yaml"
-FILES = (SCENARIO, SUMMARY, "requests.parquet", "timeline.parquet", "steps.parquet")
+TIMELINE = "timeline.parquet"
+FILES = (SCENARIO, SUMMARY, "requests.parquet", TIMELINE, "steps.parquet")
 
 
 def summary_json(result: Result) -> str:
@@ -49,27 +56,67 @@ def _check_place(out: Path) -> None:
         raise InputError("--out: the folder is not empty and holds no earlier run", where=str(out))
 
 
-def write_run(result: Result, out: Path) -> None:
-    """Write the run into `out`. Files are written aside and moved in, so a failure leaves none half-written.
+class RunFolder:
+    """A folder to keep a run in; its timeline is written while it grows.
 
-    The files of an earlier run there are replaced; other files are left alone.
+    Files are written aside and moved in by `finish`, so a failure leaves none half-written. The files of an
+    earlier run there are replaced; other files are left alone.
+
+    Raises:
+        InputError: The folder is that of something else, or cannot be written: on entry and in any method.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def __enter__(self) -> RunFolder:
+        check_folder(self._out)
+        with self._told():
+            self._scratch = tempfile.TemporaryDirectory(dir=_nearest_folder(self._out), prefix=".kavier-")
+            self._folder = Path(self._scratch.name)
+            self._timeline = ParquetStream(self._folder / TIMELINE, SCHEMA)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._timeline.close()
+            self._scratch.cleanup()
+
+    def add_rows(self, rows: pl.DataFrame) -> None:
+        """Keep rows of the timeline."""
+        with self._told():
+            self._timeline.add(rows)
+
+    def finish(self, result: Result) -> None:
+        """Keep the rest of the run."""
+        with self._told():
+            self._timeline.close()
+            _write_files(result, self._folder, self._out)
+            self._out.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                fresh = self._folder / name
+                if fresh.exists():
+                    fresh.replace(self._out / name)
+                else:
+                    (self._out / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"--out: cannot write: {reason(error)}", where=str(self._out)) from None
+
+
+def write_run(result: Result, out: Path) -> None:
+    """Keep a run, its `timeline` included, in a folder: see `RunFolder`.
 
     Raises:
         InputError: The folder cannot be written.
     """
-    check_folder(out)
-    try:
-        with tempfile.TemporaryDirectory(dir=_nearest_folder(out), prefix=".kavier-") as scratch:
-            _write_files(result, Path(scratch), out)
-            out.mkdir(parents=True, exist_ok=True)
-            for name in FILES:
-                fresh = Path(scratch) / name
-                if fresh.exists():
-                    fresh.replace(out / name)
-                else:
-                    (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot write: {reason(error)}", where=str(out)) from None
+    with RunFolder(out) as folder:
+        folder.add_rows(result.timeline)
+        folder.finish(result)
 
 
 def _write_files(result: Result, folder: Path, out: Path) -> None:
@@ -77,7 +124,5 @@ def _write_files(result: Result, folder: Path, out: Path) -> None:
     (folder / SCENARIO).write_text(dump_scenario(result.scenario, out), encoding="utf-8")
     (folder / SUMMARY).write_text(summary_json(result), encoding="utf-8")
     result.requests.write_parquet(folder / "requests.parquet")
-    # It may be long: level 1 takes half the time of the default and a sixth more room.
-    result.timeline.write_parquet(folder / "timeline.parquet", compression="zstd", compression_level=1)
     if result.steps is not None:
         result.steps.write_parquet(folder / "steps.parquet")

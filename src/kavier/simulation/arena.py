@@ -1,4 +1,4 @@
-"""Memory of compiled replicas: one block of zeros for all arrays of all of them, and what they fill."""
+"""Memory of compiled replicas: one block of zeros for all arrays of all of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from kavier.simulation.kernel import records as k
 Array = NDArray[Any]
 
 LINE = 64
-FIRST_CELLS, MOST_CELLS = 64, 1 << 16
-FIRST_STEPS, MOST_STEPS = 64, 1 << 14
-"""Cells are more than CELLS_A_STEP: with less room no step would ever fit."""
 
 
 class Arena:
@@ -84,63 +81,3 @@ def _sizes(settings: Any) -> dict[str, int]:
         sizes |= {"nodes": k.NODE.itemsize * usable}
         sizes |= {"map": k.ENTRY_BYTES * places, "queue": k.ENTRY_BYTES * places}
     return sizes
-
-
-class Output:
-    """What a replica fills while it plays: its timeline, and on request its steps.
-
-    Args:
-        record: The replica's `REPLICA` record.
-        start_s: Where the first sample interval begins.
-        interval_s: Length of an interval.
-        logging: Keep steps.
-    """
-
-    def __init__(self, record: Any, start_s: float, interval_s: float, *, logging: bool) -> None:
-        self._record, self._logging = record, logging
-        timeline = record["timeline"]
-        timeline["start_s"], timeline["interval_s"] = start_s, interval_s
-        self._cells, self._steps = (
-            np.zeros(FIRST_CELLS, k.CELL),
-            np.zeros(FIRST_STEPS if logging else 1, k.STEP),
-        )
-        self._kept: dict[str, list[Array]] = {"cells": [], "steps": []}
-        self._attach()
-
-    def make_room(self) -> None:
-        """Double the arrays, or empty them when they are large."""
-        timeline = self._record["timeline"]
-        used = int(timeline["num_cells"])
-        if used + k.CELLS_A_STEP > len(self._cells):
-            if len(self._cells) < MOST_CELLS:
-                self._cells = np.concatenate([self._cells, np.zeros(len(self._cells), k.CELL)])
-            else:  # all but the last one, to which the next step may add
-                self._kept["cells"].append(self._cells[: used - 1].copy())
-                self._cells[0] = self._cells[used - 1]
-                timeline["num_cells"] = 1
-        used = int(self._record["num_log"])
-        if self._logging and used >= len(self._steps):
-            if len(self._steps) < MOST_STEPS:
-                self._steps = np.concatenate([self._steps, np.zeros(len(self._steps), k.STEP)])
-            else:
-                self._kept["steps"].append(self._steps.copy())
-                self._record["num_log"] = 0
-        self._attach()
-
-    def cells(self) -> list[Array]:
-        """Pieces of the timeline, in order of time; the last cell begins behind the last step."""
-        timeline = self._record["timeline"]
-        behind = np.zeros(1, k.CELL)
-        behind["interval"] = timeline["interval"] + 1
-        used = int(timeline["num_cells"])
-        return [*self._kept["cells"], np.concatenate([self._cells[:used], behind[: used > 0]])]
-
-    def steps(self) -> list[Array]:
-        """Pieces of the step log."""
-        return [*self._kept["steps"], self._steps[: self._record["num_log"]]] if self._logging else []
-
-    def _attach(self) -> None:
-        timeline = self._record["timeline"]
-        timeline["cells"], timeline["room"] = address(self._cells), len(self._cells)
-        # Without a log its room only has to be above its length.
-        self._record["log"], self._record["log_room"] = address(self._steps), len(self._steps)

@@ -70,7 +70,7 @@ class CompiledResult:
         token_gaps: Inter-token gaps, see `record.gaps_table`.
         truncated: Requests whose answer was cut at max_model_len.
         kv_blocks: Usable KV blocks a replica.
-        cells: Of each replica, pieces of its timeline: `kernel.records.CELL`.
+        cells: Of each replica, what `Sampling.sink` has not taken of its timeline: `kernel.records.CELL`.
         end_s: End of the last step that took time; None if there was none.
         peak_used_blocks: Most KV blocks that one replica used.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial, reduce
 from itertools import repeat
 from typing import Any
@@ -14,11 +14,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from kavier.native.library import address
-from kavier.simulation.arena import Arena, Output
+from kavier.simulation.arena import Arena
 from kavier.simulation.fleet import Fleet
 from kavier.simulation.kernel import operations
 from kavier.simulation.kernel import records as k
 from kavier.simulation.kernel.engine import LIBRARY
+from kavier.simulation.output import Give, Output, Turns, cells_a_piece, give_anew
 from kavier.simulation.packing import Packed
 from kavier.simulation.policy.policy import Policy
 from kavier.simulation.record import STEP_SCHEMA, gaps_table
@@ -75,6 +76,7 @@ class Run:
         self, packed: Packed, requests: Array, sampling: Sampling, replicas: int, progress: Progress | None
     ) -> None:
         self.packed, self._sampling, self._replicas = packed, sampling, replicas
+        self._piece = cells_a_piece(replicas)
         self._settings = address(packed.settings)
         self._requests = requests
         self._served = np.flatnonzero(requests["status"] == k.UNFINISHED)
@@ -89,6 +91,7 @@ class Run:
         self._ended, self._told = len(requests) - len(self._served), 0
         self._lock = threading.Lock()
         self._stopped = False
+        self._turns = Turns(())
 
     # --- Routers that look at nothing: one replica after the other, on all processors
 
@@ -108,6 +111,7 @@ class Run:
 
     def _play_shares(self, spans: list[tuple[int, int]], workers: int) -> None:
         shares = [range(first, self._replicas, workers) for first in range(workers)]
+        self._turns = Turns([index for index, (first, end) in enumerate(spans) if first == end])
         if workers == 1:
             self._play_share(shares[0], spans, self.gaps)
             return
@@ -122,10 +126,11 @@ class Run:
         with ThreadPoolExecutor(workers) as pool:
             tasks = [pool.submit(call) for call in calls]
             try:
-                for task in tasks:
+                for task in as_completed(tasks):
                     task.result()
             except BaseException:
                 self._stopped = True
+                self._turns.stop()
                 raise
 
     def _play_share(self, share: range, spans: list[tuple[int, int]], gaps: Gaps) -> None:
@@ -137,9 +142,10 @@ class Run:
             record = arena.records[0]
             gaps.watch(arena.records)
             record["next_arrival"], record["end_arrival"] = spans[index]
-            output = self.output(record)
+            output = self.output(record, partial(self._give_in_turn, index))
             self.play_until(arena, output, spans[index][1])
-            self._close(index, [(record, output)])
+            self._close(index, record, output.rest(), output.steps())
+            self._turns.end(index)
             gaps.note(arena.records)
 
     def _play_parts(self, spans: list[tuple[int, int]], workers: int) -> None:
@@ -155,9 +161,17 @@ class Run:
         self._at_once(calls, min(workers, len(calls)))
         for index, (own, cut) in enumerate(zip(parts, cuts, strict=True)):
             joined = join(self, own, cut)
-            self._close(index, [(part.record, part.output) for part in joined])
+            self._close_parts(index, joined)
             for part in joined:
                 self.gaps.add(part.gaps)
+
+    def _close_parts(self, index: int, parts: Sequence[Part]) -> None:
+        """One after the other, as if they had never been played apart."""
+        cells = reduce(join_cells, (part.cells() for part in parts))
+        end_s, timeline = max(part.record["end_s"] for part in parts), parts[-1].record["timeline"]
+        rest = give_anew(cells, self._piece, timeline, end_s, partial(self._give, index))
+        for part in parts:
+            self._close(index, part.record, rest if part is parts[-1] else rest[:0], part.output.steps())
 
     def play_until(self, arena: Arena, output: Output, end: int) -> None:
         """Play one replica up to an arrival, or to its end."""
@@ -196,7 +210,9 @@ class Run:
         self.packed.set_arrivals(self._served)
         arena = Arena(self.packed.c, self._replicas)
         self.gaps.watch(arena.records)
-        outputs = [self.output(record) for record in arena.records]
+        outputs = [
+            self.output(record, partial(self._give, index)) for index, record in enumerate(arena.records)
+        ]
         self._play_arrivals(Fleet(self.packed, arena, self.replica, router, draws), outputs)
         self.packed.c["holders"] = 0
         size = arena.records.itemsize
@@ -204,7 +220,7 @@ class Run:
             place = address(arena.records) + index * size
             while not self._call(operations.PLAY_REPLICA, place, END):
                 output.make_room()
-            self._close(index, [(arena.records[index], output)])
+            self._close(index, arena.records[index], output.rest(), output.steps())
         self.gaps.note(arena.records)
 
     def _play_arrivals(self, fleet: Fleet, outputs: list[Output]) -> None:
@@ -223,21 +239,30 @@ class Run:
 
     # --- What replicas leave
 
-    def output(self, record: Any) -> Output:
+    def output(self, record: Any, give: Give) -> Output:
         """What a replica fills."""
         sampling = self._sampling
-        return Output(record, sampling.start_s, sampling.interval_s, logging=sampling.steps)
+        return Output(
+            record, sampling.start_s, sampling.interval_s, self._piece, give, logging=sampling.steps
+        )
 
-    def _close(self, index: int, parts: list[tuple[Any, Output]]) -> None:
-        """A replica has come to its end, in so many parts."""
-        self.cells[index] = reduce(join_cells, (output.cells() for _, output in parts))
-        self.steps[index] = [piece for _, output in parts for piece in output.steps()]
+    def _give(self, index: int, cells: Array, end: int) -> None:
+        """A piece of a replica's timeline is final."""
+        self._sampling.take(index, self.cells[index], cells, end)()
+
+    def _give_in_turn(self, index: int, cells: Array, end: int) -> None:
+        """Likewise, while other replicas play."""
+        self._turns.hand_over(index, self._sampling.take(index, self.cells[index], cells, end))
+
+    def _close(self, index: int, record: Any, rest: Array, steps: list[Array]) -> None:
+        """A replica, or a part of its run, has come to its end."""
+        self.cells[index].append(rest)
+        self.steps[index] += steps
         with self._lock:
-            for record, _ in parts:
-                self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
-                if record["timeline"]["num_cells"]:
-                    self.end_s = max(self.end_s or 0.0, float(record["end_s"]))
-                self._ended += int(record["num_ended"])
+            self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
+            if record["timeline"]["num_cells"]:
+                self.end_s = max(self.end_s or 0.0, float(record["end_s"]))
+            self._ended += int(record["num_ended"])
         self._tell(0)
 
     def _tell(self, running: int) -> None:

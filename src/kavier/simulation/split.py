@@ -51,12 +51,18 @@ class Part:
         self._new = self.record.copy()
         self.record["next_arrival"], self.record["end_arrival"] = first, end
         gaps.watch(self._arena.records)
-        self.output = run.output(self.record)
+        self._pieces: list[Array] = []
+        self.output = run.output(self.record, lambda cells, _: self._pieces.append(cells.copy()))
 
     def play(self, until: int) -> None:
         """Up to the moment before this arrival, or to the end if there is none."""
         self._run.play_until(self._arena, self.output, until)
         self.gaps.note(self._arena.records)
+
+    def cells(self) -> list[Array]:
+        """Its timeline, at the end of its run."""
+        rest = self.output.rest()
+        return [*self._pieces, rest]
 
     def ends_before(self, arrival_s: float) -> bool:
         """Whether nothing that it has played matters from now on, nor lies in the same sample interval."""
