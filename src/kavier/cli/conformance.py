@@ -108,10 +108,10 @@ def _settings(flags: dict[str, Any]) -> Engine:
     from pydantic import ValidationError
 
     from kavier.ecosystem.vllm_versions import RULES
-    from kavier.scenario import Engine, without_patch
+    from kavier.scenario import Engine, release
     from kavier.scenario_errors import explain
 
-    _choice("vllm_version", without_patch(flags["vllm_version"]), RULES)
+    _choice("vllm_version", release(flags["vllm_version"]), RULES)
     _choice("scheduling_policy", flags["scheduling_policy"], ("fcfs", "priority"))
     try:
         return Engine(**flags)

@@ -44,20 +44,25 @@ def _check_place(out: Path) -> None:
         raise InputError("--out: not a folder", where=str(nearest))
     if not os.access(nearest, os.W_OK):
         raise InputError("--out: the folder cannot be written", where=str(nearest))
-    earlier_run = all((out / name).exists() for name in (SCENARIO, SUMMARY))
-    if nearest == out and any(out.iterdir()) and not earlier_run:
+    if nearest == out and any(out.iterdir()) and not _holds_run(out):
         raise InputError("--out: the folder is not empty and holds no earlier run", where=str(out))
 
 
-def write_run(result: Result, out: Path) -> None:
+def _holds_run(out: Path) -> bool:
+    return all((out / name).exists() for name in (SCENARIO, SUMMARY))
+
+
+def write_run(result: Result, out: Path) -> bool:
     """Write the run into `out`. Files are written aside and moved in, so a failure leaves none half-written.
 
-    The files of an earlier run there are replaced; other files are left alone.
+    Returns:
+        Whether the files of an earlier run there were replaced; other files are left alone.
 
     Raises:
         InputError: The folder cannot be written.
     """
     check_folder(out)
+    earlier_run = _holds_run(out)
     try:
         with tempfile.TemporaryDirectory(dir=_nearest_folder(out), prefix=".kavier-") as scratch:
             _write_files(result, Path(scratch), out)
@@ -70,6 +75,7 @@ def write_run(result: Result, out: Path) -> None:
                     (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--out: cannot write: {reason(error)}", where=str(out)) from None
+    return earlier_run
 
 
 def _write_files(result: Result, folder: Path, out: Path) -> None:
