@@ -503,6 +503,7 @@ def test_a_flag_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...
             ("--num-prompts", "2", "--format", "azure"),
             "--format says how to read a trace, and there is none; expected --trace FILE",
         ),
+        (("--num-prompts", "2", "--trace-block-size", "16"), "--trace-block-size says how to read a trace"),
     ],
 )
 def test_load_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...], said: str) -> None:

@@ -391,6 +391,16 @@ def test_every_flag_of_the_load_goes_with_every_preset_and_a_changed_one_says_so
     assert re.search(rf"^3 requests from {preset} load{changed} in ", ended.out, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    "flags", ["", "--duration-s 60", "--request-rate 2", "--request-rate inf", "--seed 3"]
+)
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_flag_of_synth_goes_with_every_preset(here: Path, preset: str, flags: str) -> None:
+    ended = kavier("workload", "synth", "a.jsonl", "--preset", preset, "--num-prompts", "3", *flags.split())
+    assert (ended.status, ended.err) == (0, "")
+    assert re.match("[1-3] requests written", ended.out)
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_an_infinite_rate_sends_the_first_turn_of_all_at_once(here: Path, preset: str) -> None:
     flags = ("--preset", preset, "--num-prompts", "30", "--request-rate", "inf")
@@ -399,6 +409,7 @@ def test_an_infinite_rate_sends_the_first_turn_of_all_at_once(here: Path, preset
     first = table.filter(pl.col("parent").is_null()) if "parent" in table.columns else table
     assert set(first["arrival_s"]) == {0.0}
     assert first.height > 1
+    assert "for a steady rate" not in kavier("run", *LLAMA, *flags).out
 
 
 def test_what_pydantic_refuses_anywhere_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

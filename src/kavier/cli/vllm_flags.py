@@ -74,7 +74,14 @@ _REASONS = {
     f"{_UNMODELLED}: every prompt is text. Leave it out": """
         limit-mm-per-prompt mm-processor-kwargs mm-processor-cache-gb mm-encoder-tp-mode
         mm-encoder-attn-backend mm-encoder-only media-io-kwargs skip-mm-profiling language-model-only
-        interleave-mm-strings enable-multimodal-chat random-mm-base-items-per-request""",
+        interleave-mm-strings enable-multimodal-chat random-mm-base-items-per-request enable-mm-embeds
+        disable-chunked-mm-input disable-mm-preprocessor-cache enable-multimodal-encoder-data-parallel
+        mm-device-do-normalize mm-encoder-attn-dtype mm-encoder-fp8-scale-path mm-hasher-algorithm
+        mm-encoder-fp8-scale-save-margin mm-encoder-fp8-scale-save-path mm-ipc-gpu-memory-gb
+        mm-processor-cache-type mm-processor-device mm-shm-cache-max-object-size-mb mm-tensor-ipc
+        enable-prompt-embeds video-pruning-method video-pruning-rate random-mm-bucket-config
+        random-mm-limit-mm-per-prompt random-mm-num-mm-items-range-ratio asr-max-audio-len-sec
+        asr-min-audio-len-sec""",
     f"{_UNMODELLED}: answers are as long as the workload says, and sampled in no time. Leave it out": """
         structured-outputs-config guided-decoding-backend logits-processors override-generation-config
         generation-config max-logprobs logprobs temperature top-k top-p min-p use-beam-search
@@ -83,7 +90,9 @@ _REASONS = {
     "Kavier does not have: a file goes with --trace, in a format of docs/traces.md; --random-input-len and "
     "--random-output-len make what vLLM's dataset `random` does, --preset a published workload": """
         dataset-name dataset-path custom-output-len sharegpt-output-len hf-name hf-split hf-subset
-        hf-output-len""",
+        hf-output-len no-oversample custom-skip-chat-template blazedit-max-distance blazedit-min-distance
+        spec-bench-category spec-bench-output-len speed-bench-category speed-bench-dataset-subset
+        speed-bench-output-len sonnet-input-len sonnet-output-len sonnet-prefix-len bfcl-categories""",
     "Kavier does not have: --random-input-len, --random-output-len and --random-range-ratio are the names "
     "here": "input-len output-len range-ratio",
     "Kavier does not have: shared prefixes are keys of the scenario, "
@@ -97,6 +106,24 @@ _REASONS = {
         plot-dataset-stats""",
     "Kavier does not have: mean, P50, P90 and P99 are always told; --out keeps every request": """
         percentile-metrics metric-percentiles""",
+    f"{_UNMODELLED}. Leave it out": """
+        additional-config aux-output-config calculate-kv-scales cp-kv-cache-interleave-size
+        dcp-comm-backend dcp-kv-cache-interleave-size dcp-q-replicate diffusion-config
+        disable-hybrid-kv-cache-manager disable-nccl-for-dp-synchronization dp-sync-interval
+        elastic-ep-max-dp-size enable-batch-sharded-sampling enable-flashinfer-autotune enable-hc-sp
+        enable-mamba-cache-stochastic-rounding enable-mamba-shared-prefix-checkpoint
+        enable-mixed-moe-lora-format enable-moe-shared-loras enable-tower-connector-lora engram-config
+        eplb-log-balancedness eplb-step-interval eplb-window-size enable-fault-tolerance
+        fault-tolerance-config gdn-prefill-backend ir-op-priority kda-decode-backend kda-prefill-backend
+        kv-cache-dtype-skip-layers mamba-backend mamba-block-size mamba-cache-dtype mamba-cache-mode
+        mamba-cache-philox-rounds mamba-ssm-cache-dtype mamba-ssu-algorithm max-lora-cls-labels
+        model-class-overrides monokernel override-attention-dtype override-pooler-config pooler-config
+        prefix-cache-retention-interval prefix-match-unit reasoning-config replayssm-buffer-len
+        return-sampling-mask sparse-indexer-topk-backend specialize-active-lora swa-bounded-replay
+        ubatch-size use-fp64-gumbel use-replayssm watermark-config device-memory-utilization device-ids
+        probe-request-rate stream-interval distributed-executor-backend worker-cls worker-extension-cls
+        numa-bind numa-bind-cpus numa-bind-nodes enable-return-routed-experts random-batch-size
+        data-parallel-multi-port-external-lb""",
     _NO_EFFECT: """
         host port uds api-key root-path ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs ssl-ciphers
         enable-ssl-refresh https headless grpc grpc-port allow-credentials allowed-origins allowed-methods
@@ -113,11 +140,18 @@ _REASONS = {
         max-parallel-loading-workers enable-sleep-mode runner task convert chat-template
         chat-template-content-format response-role return-tokens-as-token-ids enable-auto-tool-choice
         exclude-tools-when-tool-choice-none tool-call-parser tool-parser-plugin tool-server reasoning-parser
-        reasoning-parser-plugin allowed-local-media-path allowed-media-domains distributed-executor-backend
-        distributed-timeout-seconds worker-cls worker-extension-cls ray-workers-use-nsight numa-bind
-        prefix-caching-hash-algo logprobs-mode additional-config backend base-url endpoint header insecure
+        reasoning-parser-plugin allowed-local-media-path allowed-media-domains distributed-timeout-seconds
+        cpu-distributed-timeout-seconds ray-workers-use-nsight prefix-caching-hash-algo logprobs-mode
+        io-processor-plugin backend endpoint-type base-url endpoint header insecure
         disable-tqdm request-id-prefix extra-body no-stream num-warmups ready-check-timeout-sec profile
-        disable-shuffle skip-chat-template""",
+        disable-shuffle skip-chat-template allow-deprecated-quantization custom-histogram-buckets
+        enable-logging-iteration-details enable-shm-tensor-arena
+        enable-trace-replay fail-on-environ-validation guided-decoding-disable-additional-properties
+        guided-decoding-disable-any-whitespace guided-decoding-disable-fallback jit-monitor-mode
+        jit-monitor-verbose kv-cache-metrics-sample logits-processor-pattern
+        per-request-spec-decode-metrics safetensors-prefetch-block-size safetensors-prefetch-num-threads
+        sleep-mode-backend sleep-mode-offload-cudagraph sleep-preserve-parameter-names watchdog-config
+        weight-transfer-config enable-cumem-allocator enable-nccl-comm-suspend""",
 }
 """What is said of a flag -> the flags."""
 
