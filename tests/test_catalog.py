@@ -396,13 +396,13 @@ def test_no_provider_s_name_reads_as_two():
 @pytest.mark.parametrize(
     ("site", "prices", "said"),
     [
-        ("WORLD", {}, "electricity 0.161 USD/kWh, inside the rent: "),
+        ("WORLD", {}, "electricity 0.161 USD/kWh (never added to the rent): "),
         (
             "NO",
             {},
             "no electricity price listed for NO: cost.electricity_usd is null; give prices.usd_per_kwh",
         ),
-        ("NO", {"usd_per_kwh": 0.1}, "electricity 0.1 USD/kWh, inside the rent, as given"),
+        ("NO", {"usd_per_kwh": 0.1}, "electricity 0.1 USD/kWh (never added to the rent), as given"),
     ],
 )
 def test_a_note_says_what_electricity_is_reckoned_at(site, prices, said):
