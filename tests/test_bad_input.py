@@ -9,7 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from kavier.cli.main import app
+from kavier.cli.vllm_flags import WHY
 from tests.command_line import LLAMA, THREE, kavier, run_process
 
 
@@ -69,6 +72,12 @@ def test_an_unreadable_trace_is_named(here: Path) -> None:
 )
 def test_what_is_no_trace_at_all_is_said(here: Path, data: bytes, said: str) -> None:
     assert said in refused_trace(data)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_columns_that_no_comma_separates_are_said(here: Path, mark: str) -> None:
+    error = refused_trace(THREE.replace(",", mark))
+    assert error == f"bad.csv, line 1: columns that no comma separates (got {mark!r}); expected ','"
 
 
 def test_an_unknown_format_offers_the_nearest(here: Path) -> None:
@@ -227,6 +236,11 @@ def test_an_unknown_preset_offers_the_nearest(here: Path) -> None:
         (("catalog", "gpu"), "unknown catalog 'gpu'", "gpus"),
         (("catalog", "gpus", "H1000"), "unknown GPU 'H1000'", "H100"),
         (("catalog", "models", "Llama-3.1-8C"), "unknown model", "Llama-3.1-8B"),
+        (
+            ("catalog", "prices", "H1000"),
+            "unknown GPU 'H1000'; expected a name of `kavier catalog gpus`",
+            "H100",
+        ),
         (("explain", "ttft_z"), "unknown metric 'ttft_z'", "ttft_s"),
         (("rnu",), "No such command 'rnu'", "'run'"),
         (("workload", "inof"), "No such command 'inof'", "'info'"),
@@ -240,6 +254,58 @@ def test_other_commands_offer_the_nearest_too(arguments: tuple[str, ...], proble
     assert near in error.casefold().replace("h100", "H100").partition("did you mean ")[2] or (
         near.casefold() in error.casefold().partition("did you mean ")[2]
     )
+
+
+def test_where_no_name_is_near_some_that_begin_alike_are_offered() -> None:
+    assert kavier("catalog", "prices", "H999").error.endswith("such as H100-PCIe, H100-SXM or H200-SXM")
+    assert kavier("catalog", "regions", "QQ").error == (
+        "unknown region 'QQ'; expected a name of `kavier catalog regions`"
+    )
+
+
+# ---------------------------------------------------------------- flags of vLLM
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "--pipeline-parallel-size=2",
+            "Kavier does not model: split a model over GPUs with --tensor-parallel",
+        ),
+        ("--pipeline_parallel_size=2", "--pipeline-parallel-size is a flag of vLLM that"),
+        ("-pp", "-pp is a flag of vLLM that Kavier does not model: split a model"),
+        ("-O3", "-O3 is a flag of vLLM that Kavier does not model: steps run as CUDA graphs"),
+        ("--data-parallel-size", "give several engines with --replicas"),
+        ("--quantization", "name a quantised model with --model"),
+        ("--port", "--port is a flag of vLLM that has no effect on a simulation: leave it out"),
+        ("--api-key", "has no effect on a simulation"),
+        ("--tokenizer", "has no effect on a simulation"),
+        ("--trust-remote-code", "has no effect on a simulation"),
+        ("--swap-space", "has no effect in vLLM's V1 engine"),
+        ("--speculative-config.method=eagle", "--speculative-config is a flag of vLLM that Kavier does not"),
+        ("--no-enable-lora", "--no-enable-lora is a flag of vLLM that Kavier does not model"),
+        ("--cpu-offload-gb", "weights have to fit in GPU memory"),
+        ("--enforce-eager", "steps run as CUDA graphs"),
+        ("--kv-transfer-config", "KV stays in the memory of the GPU that computed it"),
+        ("--dataset-path", "a file goes with --trace"),
+        ("--save-result", "a run is kept in a folder with --out"),
+    ],
+)
+@pytest.mark.parametrize("command", [("run", *LLAMA), ("conformance",), ("workload", "synth", "out")])
+def test_a_flag_of_vllm_that_is_not_here_says_why(
+    here: Path, command: tuple[str, ...], typed: str, said: str
+) -> None:
+    error = kavier(*command, typed).error
+    assert said in error
+    assert "did you mean" not in error
+
+
+def test_the_table_of_vllm_s_flags_has_no_flag_of_ours_and_offers_only_such() -> None:
+    ours = {name for one in get_command(app).commands["run"].params for name in one.opts}  # type: ignore[attr-defined]
+    assert not ours & WHY.keys()
+    for reason in WHY.values():
+        assert set(re.findall(r"--[a-z-]+", reason)) <= ours
 
 
 # ---------------------------------------------------------------- what does not fit
@@ -299,7 +365,10 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
             "contradictory flags: --trace replays a trace, --request-rate generates load",
         ),
         (("--preset", "azure-code"), "contradictory flags: --trace replays a trace, --preset"),
-        (("--num-prompts", "5"), "contradictory flags: --trace replays a trace, --num-prompts"),
+        (
+            ("--num-prompts", "5"),
+            "--trace replays a trace, --num-prompts generates load; expected one of the two; a trace is",
+        ),
         (
             ("--max-num-batched-tokens", "10", "--max-num-seqs", "20"),
             "smaller than max_num_seqs (20) (got 10)",
@@ -310,18 +379,25 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
         ),
         (
             ("--async-scheduling", "--vllm-version", "0.11"),
-            "engine.async_scheduling: async_scheduling of vLLM 0.11 is not mirrored (got True)",
+            "of vLLM 0.11 is not mirrored (got True); expected engine.vllm_version 0.14, 0.20, 0.25 or 0.33",
         ),
         (("--async-scheduling", "--no-kv-cache"), "async_scheduling with kv_cache off"),
-        (("--vllm-version", "v0.33.0"), "engine.vllm_version: bad value (got 'v0.33.0')"),
         (("--vllm-version", "0.33.x"), "engine.vllm_version: bad value (got '0.33.x')"),
         (("--vllm-version", "0.12"), "engine.vllm_version: bad value (got '0.12'); expected '0.11', '0.14'"),
+        (("--vllm-version", "0.12"), "did you mean 0.11 or 0.14?"),
+        (("--vllm-version", "v0.30.1"), "did you mean 0.25 or 0.33?"),
+        (("--vllm-version", "0.9"), "did you mean 0.11?"),
+        (("--vllm-version", "1.0"), "did you mean 0.33?"),
+        (("--dtype", "float"), "engine.dtype: float is not modelled; expected auto, bfloat16 or float16"),
         (
             ("--scheduling-policy", "priority", "--vllm-version", "0.11"),
             "engine.scheduling_policy: scheduling_policy of vLLM 0.11 is not mirrored (got 'priority')",
         ),
         (("--no-enable-chunked-prefill", "--vllm-version", "0.11"), "enable_chunked_prefill of vLLM 0.11"),
-        (("--watermark", "0.1", "--vllm-version", "0.20"), "vLLM 0.20 has no option watermark (got 0.1)"),
+        (
+            ("--watermark", "0.1", "--vllm-version", "0.20"),
+            "vLLM 0.20 has no option watermark (got 0.1); expected engine.vllm_version 0.25 or 0.33",
+        ),
         (("--watermark", "1"), "engine.watermark: bad value (got 1"),
         (
             ("--scheduler-reserve-full-isl", "--vllm-version", "0.14"),
@@ -359,12 +435,16 @@ def test_tensor_parallelism_must_divide_the_heads(here: Path) -> None:
         (("--goodput", "foo:1"), "--goodput: unknown objective 'foo'; expected ttft, tpot or e2el"),
         (("--goodput", "tttf:1"), "did you mean ttft"),
         (("--goodput", "ttft:abc"), "--goodput ttft (got 'abc'); expected a number of ms above 0"),
-        (("--goodput", "ttft"), "--goodput ttft (got ''); expected a number of ms above 0"),
+        (("--goodput", "ttft"), "--goodput ttft; expected NAME:MS, such as ttft:500"),
+        (("--goodput", "tpot=50"), "--goodput tpot=50; expected NAME:MS, such as tpot:50"),
+        (("--goodput", "ttft:500", "tpot=50"), "--goodput tpot=50; expected NAME:MS, such as tpot:50"),
+        (("--goodput", "ttft:"), "--goodput ttft (got ''); expected a number of ms above 0"),
         (("--goodput", "ttft:-1"), "--goodput ttft (got '-1'); expected a number of ms above 0"),
         (("--goodput", "tpot:nan"), "--goodput tpot (got 'nan'); expected a number of ms above 0"),
         (("--set", "fleet.replicas"), "--set fleet.replicas; expected PATH=VALUE"),
         (("--set", "=3"), "--set =3; expected PATH=VALUE"),
         (("--set", "fleet.replicaz=3"), "unknown key 'fleet.replicaz'; did you mean replicas?"),
+        (("--set", "fleet.ruoter=random"), "unknown key 'fleet.ruoter'; did you mean router?"),
         (("--set", "replicas=3"), "unknown key 'replicas'; expected fleet.replicas"),
         (("--set", "colour.shade=3"), "unknown key 'colour'"),
         (
@@ -400,13 +480,30 @@ def test_a_flag_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...
         (("--request-rate", "-2"), "workload.synthetic.arrivals.request_rate: bad value (got -2.0)"),
         (("--burstiness", "0", "--request-rate", "1"), "arrivals.burstiness: bad value (got 0.0)"),
         (("--burstiness", "0.5"), "process 'gamma' needs a finite request_rate"),
+        (("--burstiness", "nan"), "arrivals.burstiness: bad value (got nan); expected a number"),
+        (
+            ("--preset", "azure-code", "--request-rate", "inf"),
+            "request_rate inf sends all requests at once: no duration_s ends them; expected num_prompts",
+        ),
+        (
+            ("--preset", "azure-code", "--random-range-ratio", "0.5"),
+            "lengths that are given: it needs --random-input-len and --random-output-len",
+        ),
+        (
+            ("--preset", "azure-code", "--random-range-ratio", "0.5", "--random-input-len", "9"),
+            "lengths that are given: it needs --random-output-len",
+        ),
         (("--num-prompts", "0"), "workload.synthetic.num_prompts: bad value (got 0)"),
         (("--num-prompts", "1000000000"), "synthetic load of 1e+09 requests; expected at most 100,000,000"),
         (("--num-prompts", "9" * 30), "workload.synthetic.num_prompts: bad value (got 999"),
         (("--random-input-len", "0"), "workload.synthetic.prompt_tokens.mean: bad value (got 0)"),
         (("--random-output-len", "-3"), "workload.synthetic.output_tokens.mean: bad value (got -3)"),
         (("--random-range-ratio", "1"), "range_ratio: bad value (got 1.0); expected less than 1"),
-        (("--num-prompts", "2", "--format", "azure"), "workload: format without a trace"),
+        (
+            ("--num-prompts", "2", "--format", "azure"),
+            "--format says how to read a trace, and there is none; expected --trace FILE",
+        ),
+        (("--num-prompts", "2", "--trace-block-size", "16"), "--trace-block-size says how to read a trace"),
     ],
 )
 def test_load_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...], said: str) -> None:
@@ -418,7 +515,13 @@ def test_load_that_makes_no_sense_is_refused(here: Path, flags: tuple[str, ...],
     [
         ((), "nothing to serve; expected a scenario, --trace FILE, --preset NAME, or --num-prompts"),
         (LLAMA, "nothing to serve"),
-        (("--format", "azure", *LLAMA), "nothing to serve"),
+        (("--format", "azure", *LLAMA), "--format says how to read a trace, and there is none"),
+        (("t.csv", *LLAMA), "a trace is no scenario (YAML): t.csv; expected --trace t.csv"),
+        (("my.jsonl.gz", *LLAMA), "expected --trace my.jsonl.gz"),
+        (
+            (LLAMA[1], "--gpu", "H100"),
+            "expected a YAML file; a model goes with --model, a trace with --trace",
+        ),
         (("--trace", "t.csv", "--gpu", "H100"), "no model; expected --model NAME"),
         (("--trace", "t.csv", "--model", "meta-llama/Llama-3.1-8B"), "no GPU; expected --gpu NAME"),
         (("--trace", "t.csv", "--model", "", "--gpu", "H100"), "no model"),

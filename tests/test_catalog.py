@@ -7,11 +7,12 @@ from kavier.ecosystem.catalog import Schema, parse_catalog
 from kavier.ecosystem.catalog_rows import catalog_rows
 from kavier.ecosystem.engine_defaults import resolve_engine
 from kavier.ecosystem.gpu import find_gpu, gpu_catalog, gpu_entry, gpu_names
+from kavier.ecosystem.platform import build_platform
 from kavier.ecosystem.prices import price_catalog, price_entry, price_of
 from kavier.ecosystem.regions import find_region, region_catalog
 from kavier.ecosystem.vllm_versions import RULES, resolve_version
 from kavier.errors import InputError
-from kavier.scenario import Engine
+from kavier.scenario import Engine, parse_scenario
 
 NAMES = [
     "A10",
@@ -385,3 +386,29 @@ def test_what_vllm_warns_of_is_noted():
         Engine(max_num_batched_tokens=9000, max_num_seqs=2), find_gpu("H100"), max_model_len=4096
     )
     assert "vLLM warns" in notes[0]
+
+
+def test_no_provider_s_name_reads_as_two():
+    for entry in price_catalog().entries.values():
+        assert not [name for name in entry.quantities if "," in name]
+
+
+@pytest.mark.parametrize(
+    ("site", "prices", "said"),
+    [
+        ("WORLD", {}, "electricity 0.161 USD/kWh (never added to the rent): "),
+        (
+            "NO",
+            {},
+            "no electricity price listed for NO: cost.electricity_usd is null; give prices.usd_per_kwh",
+        ),
+        ("NO", {"usd_per_kwh": 0.1}, "electricity 0.1 USD/kWh (never added to the rent), as given"),
+    ],
+)
+def test_a_note_says_what_electricity_is_reckoned_at(site, prices, said):
+    synthetic = {"preset": "azure-code", "num_prompts": 1}
+    scenario = parse_scenario(
+        {"model": "meta-llama/Llama-3.1-8B", "fleet": {"gpu": "H100"}, "site": {"region": site},
+         "prices": prices, "workload": {"synthetic": synthetic}}
+    )  # fmt: skip
+    assert build_platform(scenario).notes[-1].startswith(said)

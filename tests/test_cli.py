@@ -21,6 +21,7 @@ from kavier.cli.run import run
 from kavier.scenario import Scenario, parse_scenario
 from kavier.scenario_file import dump_scenario
 from kavier.workload.formats.mooncake import BLOCK_TOKENS
+from kavier.workload.presets import preset_names
 from kavier.yaml_text import parse_yaml
 from tests.command_line import LLAMA, THREE, Terminal, command, kavier, run_process
 
@@ -97,8 +98,15 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--trace t.csv --num-gpu-blocks-override 9", engine(num_gpu_blocks_override=9)),
     ("--trace t.csv --block-size 32", engine(block_size=32)),
     ("--trace t.csv --kv-cache-dtype fp8", engine(kv_cache_dtype="fp8")),
+    ("--trace t.csv --kv-cache-dtype fp8_e4m3", engine(kv_cache_dtype="fp8")),
+    ("--trace t.csv --kv-cache-dtype fp8_e5m2", engine(kv_cache_dtype="fp8")),
+    ("--trace t.csv --kv-cache-dtype bfloat16", engine(kv_cache_dtype="auto")),
     ("--trace t.csv --dtype float16", engine(dtype="float16")),
+    ("--trace t.csv --dtype half", engine(dtype="float16")),
     ("--trace t.csv --max-num-seqs 7", engine(max_num_seqs=7)),
+    ("--trace t.csv --max_num_seqs 7", engine(max_num_seqs=7)),
+    ("--trace t.csv --max_num_seqs=7", engine(max_num_seqs=7)),
+    ("--trace t.csv --no-enable_prefix_caching", engine(enable_prefix_caching=False)),
     ("--trace t.csv --max-num-batched-tokens 77", engine(max_num_batched_tokens=77)),
     ("--trace t.csv --long-prefill-token-threshold 8", engine(long_prefill_token_threshold=8)),
     ("--trace t.csv --scheduling-policy priority", engine(scheduling_policy="priority")),
@@ -109,6 +117,9 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--trace t.csv --async-scheduling", engine(async_scheduling=True)),
     ("--trace t.csv --vllm-version 0.25", engine(vllm_version="0.25")),
     ("--trace t.csv --vllm-version 0.25.1", engine(vllm_version="0.25")),
+    ("--trace t.csv --vllm-version v0.25.1", engine(vllm_version="0.25")),
+    ("--trace t.csv --vllm-version v0.25", engine(vllm_version="0.25")),
+    ("--trace t.csv --set engine.vllm_version=0.20", engine(vllm_version="0.20")),
     ("--trace t.csv --watermark 0.1", engine(watermark=0.1)),
     ("--trace t.csv --no-scheduler-reserve-full-isl", engine(scheduler_reserve_full_isl=False)),
     ("--trace t.csv --trace-block-size 16", base(workload={"trace": "t.csv", "block_tokens": 16})),
@@ -119,6 +130,11 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
         "--trace t.csv --goodput ttft:200 --goodput tpot:50 --goodput e2el:5000",
         base(slo={"ttft_s": 0.2, "tpot_s": 0.05, "e2e_s": 5.0}),
     ),
+    (
+        "--goodput ttft:200 tpot:50 e2el:5000 --trace t.csv",
+        base(slo={"ttft_s": 0.2, "tpot_s": 0.05, "e2e_s": 5.0}),
+    ),
+    ("--goodput=ttft:200 tpot:50 --trace t.csv", base(slo={"ttft_s": 0.2, "tpot_s": 0.05})),
     ("--trace t.csv --json", base()),
     ("--trace t.csv --out out", base()),
     (
@@ -223,6 +239,11 @@ def test_a_scenario_file_alone_is_enough(parsed: Any) -> None:
     assert parsed("s.yaml") == parse_scenario(base(seed=3))
 
 
+def test_a_scenario_file_may_follow_an_objective(parsed: Any) -> None:
+    write("s.yaml")
+    assert parsed("--goodput", "ttft:200", "s.yaml", "--seed", "3").slo.ttft_s == 0.2
+
+
 def test_flags_override_the_file_and_set_overrides_flags(parsed: Any) -> None:
     write("s.yaml", seed=3, fleet={"gpu": GPU, "replicas": 2, "router": "least-outstanding"})
     scenario = parsed("s.yaml", "--replicas", "5", "--seed", "8", "--set", "seed=9")
@@ -290,7 +311,8 @@ def test_a_kept_run_has_its_files_and_a_second_one_replaces_it_byte_for_byte(her
     assert f"Kept in {Path('out')}" in kavier(*RUN, "--out", "out").out
     first = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert set(first) == {"scenario.resolved.yaml", "summary.json", "requests.parquet", "timeline.parquet"}
-    assert kavier(*RUN, "--out", "out").status == 0
+    again = kavier(*RUN, "--out", "out")
+    assert (again.status, again.err) == (0, "kavier: the earlier run in out was replaced\n")
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == first
 
 
@@ -338,6 +360,64 @@ def test_a_progress_bar_shows_on_stderr_only_and_only_when_it_takes_long(
     assert "simulating" in ended.err
     monkeypatch.setattr("kavier.cli.progress.PATIENCE_S", 3600.0)
     assert "simulating" not in kavier(*RUN, "--json", stderr=Terminal).err
+
+
+# ---------------------------------------------------------------- presets, and what changes them
+
+
+LOAD_FLAGS = {
+    "": "",
+    "--request-rate 2": "request_rate",
+    "--request-rate inf": "request_rate",
+    "--burstiness 0.5": "process|gaps between arrivals",
+    "--burstiness 0.5 --request-rate 2": "request_rate, (process|gaps between arrivals)",
+    "--random-input-len 20": "prompt_tokens",
+    "--random-output-len 5": "output_tokens",
+    "--random-input-len 20 --random-output-len 5 --random-range-ratio 0.5": "prompt_tokens, output_tokens",
+    "--max-concurrency 2": "",
+    "--seed 3": "",
+}
+"""Flags of the load -> what the headline says is changed."""
+
+
+@pytest.mark.parametrize("flags", LOAD_FLAGS)
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_flag_of_the_load_goes_with_every_preset_and_a_changed_one_says_so(
+    here: Path, preset: str, flags: str
+) -> None:
+    ended = kavier("run", *LLAMA, "--preset", preset, "--num-prompts", "3", *flags.split())
+    assert (ended.status, ended.err) == (0, "")
+    changed = rf" \(changed: ({LOAD_FLAGS[flags]})\)" if LOAD_FLAGS[flags] else ""
+    assert re.search(rf"^3 requests from {preset} load{changed} in ", ended.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "--duration-s 60", "--request-rate 2", "--request-rate inf", "--seed 3"]
+)
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_flag_of_synth_goes_with_every_preset(here: Path, preset: str, flags: str) -> None:
+    ended = kavier("workload", "synth", "a.jsonl", "--preset", preset, "--num-prompts", "3", *flags.split())
+    assert (ended.status, ended.err) == (0, "")
+    assert re.match("[1-3] requests written", ended.out)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_an_infinite_rate_sends_the_first_turn_of_all_at_once(here: Path, preset: str) -> None:
+    flags = ("--preset", preset, "--num-prompts", "30", "--request-rate", "inf")
+    assert kavier("workload", "synth", "a.parquet", *flags).status == 0
+    table = pl.read_parquet("a.parquet")
+    first = table.filter(pl.col("parent").is_null()) if "parent" in table.columns else table
+    assert set(first["arrival_s"]) == {0.0}
+    assert first.height > 1
+    assert "for a steady rate" not in kavier("run", *LLAMA, *flags).out
+
+
+def test_what_pydantic_refuses_anywhere_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        Scenario.model_validate({"fleet": {"gpus": "H100"}})
+
+    monkeypatch.setattr("kavier.runner.simulate", refuse)
+    assert kavier(*RUN).error == "scenario: unknown key 'fleet.gpus'; did you mean gpu?"
 
 
 # ---------------------------------------------------------------- traces as people have them

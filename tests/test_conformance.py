@@ -184,6 +184,47 @@ def test_the_first_step_that_differs_is_shown_with_both_sides(here, engine):
     assert (first["recorded"]["free"], first["replayed"]["free"]) == (2, 3)
 
 
+FILES = ("--workload", "w.jsonl", "--oracle-steps", "s.jsonl", "--oracle-requests", "r.jsonl")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_settings_of_another_run_are_hinted_at(here, engine):
+    ended = kavier("conformance", *FILES, "--engine", engine)
+    assert ended.status == 1
+    assert "recorded with another --num-gpu-blocks or --block-size?" in ended.out
+    found = re.search(
+        r"--num-gpu-blocks (\d+) leaves\s+as many", kavier("conformance", *FILES, "--block-size", "4").out
+    )
+    assert found
+    flags = ("--num-gpu-blocks", found[1], "--block-size", "4", "--max-num-batched-tokens", "16")
+    assert kavier("conformance", *FILES, "--engine", engine, *flags, "--max-num-seqs", "4").status == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_hint_names_what_comes_first(here, engine):
+    assert (
+        "another --max-num-batched-tokens"
+        in conformance("--engine", engine, "--max-num-batched-tokens", "5").out
+    )
+    assert "another --step-time?" in conformance("--engine", engine, "--step-time", "0.006,0,0,0").out
+    assert "hint" in json.loads(conformance("--engine", engine, "--json").out)
+    change("s.jsonl", 5, lambda row: row.update(free=2))
+    assert "recorded with another" not in conformance("--engine", engine).out
+
+
+def test_the_settings_that_are_shown_are_flags_that_replay_the_same(here):
+    shown = conformance("--engine", "kernel").out.partition(" engine with\n")[2].partition("\n\n")[0]
+    assert kavier("conformance", *FILES, "--engine", "kernel", *shown.split()).status == 0
+    assert "--no-enable-prefix-caching" in conformance("--no-enable-prefix-caching").out
+
+
+def test_the_command_of_the_help_is_complete(monkeypatch):
+    shown = kavier("conformance", "--help").out.partition("Example")[2].partition("Options:")[0]
+    (line,) = re.findall(r"kavier (conformance .*)", shown.replace("\\\n", " "))
+    monkeypatch.chdir(TINY)
+    assert kavier(*shlex.split(line)).status == 0
+
+
 def test_a_batch_is_shown_from_where_it_differs(here):
     change("s.jsonl", 4, lambda row: row["sched"].reverse())
     shown = conformance().out

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,9 +34,24 @@ CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 VllmVersion = Literal["0.11", "0.14", "0.20", "0.25", "0.33"]
 
 
-def without_patch(version: object) -> str:
-    """0.33.0 is 0.33: patch releases are not told apart."""
-    return re.sub(r"^(\d+\.\d+)\.\d+$", r"\1", str(version))
+def release(version: object) -> str:
+    """v0.33.0 is 0.33: patch releases are not told apart. YAML reads 0.20 as the number 0.2."""
+    if isinstance(version, float) and f"{version:.2f}" in get_args(VllmVersion):
+        return f"{version:.2f}"
+    return re.sub(r"^v?(\d+\.\d+)(\.\d+)?$", r"\1", str(version))
+
+
+def _two_bytes(dtype: object) -> object:
+    """`half` is float16; 32 bits would change memory and step times, and are not modelled."""
+    if dtype in ("float", "float32"):
+        raise ValueError(f"{dtype} is not modelled; expected auto, bfloat16 or float16 (16 bits)")
+    return "float16" if dtype == "half" else dtype
+
+
+def _one_byte(dtype: object) -> object:
+    """Values of the same size under vLLM's names: fp8 is fp8_e4m3 there, auto is 16 bits here."""
+    names = {"fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "auto", "float16": "auto"}
+    return names.get(str(dtype), dtype)
 
 
 PolicyName = Annotated[str, Field(pattern=r"\.py:[A-Za-z_]\w*$")]
@@ -233,9 +248,9 @@ class WorkloadSection(Section):
 class Engine(Section):
     """Engine settings, under vLLM's names and with vLLM's defaults (of `vllm_version`, API server)."""
 
-    vllm_version: Annotated[VllmVersion, BeforeValidator(without_patch)] = "0.33"
-    dtype: Literal["auto", "bfloat16", "float16"] = "auto"
-    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    vllm_version: Annotated[VllmVersion, BeforeValidator(release)] = "0.33"
+    dtype: Annotated[Literal["auto", "bfloat16", "float16"], BeforeValidator(_two_bytes)] = "auto"
+    kv_cache_dtype: Annotated[Literal["auto", "fp8"], BeforeValidator(_one_byte)] = "auto"
     max_model_len: Annotated[
         Count | Literal["auto"] | None, Field(description="None = the model's; auto = what fits in KV memory")
     ] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -34,6 +35,8 @@ def explain(error: ValidationError, where: str, root: type[BaseModel]) -> InputE
             return InputError(f"{path}: {first['msg'].removeprefix('Value error, ')}", where=where)
     expected = " or ".join(_expected(one) for one in problems if _key(one) == _key(first))
     value, choices = first["input"], re.findall(r"'([^']+)'", expected)
+    if isinstance(value, float) and isnan(value):
+        expected = "a number"  # pydantic names one of the bounds, whichever
     problem = f"{path}: no value" if value is None else f"{path}: bad value"
     return InputError(problem, where=where, value=value, expected=expected, near=(str(value), choices))
 
@@ -60,7 +63,8 @@ def _unknown_key(loc: tuple[int | str, ...], where: str, root: type[BaseModel]) 
     *parents, name = map(str, loc)
     section = root
     for key in parents:
-        section = _section(section.model_fields[key].annotation) or section
+        field = section.model_fields.get(key)  # none where the tree is only a part of a scenario
+        section = (field and _section(field.annotation)) or section
     problem = f"unknown key {'.'.join(map(str, loc))!r}"
     elsewhere = [path for path in _paths(root) if path.rpartition(".")[2] == name]
     if elsewhere:

@@ -70,15 +70,20 @@ def conformance(
 ) -> None:
     """Replay a recorded run of vLLM's scheduler and say which steps and requests are identical.
 
-    The files may be gzipped. A flag left out is as the recording script has it. Exit code: 0 all is
-    identical, 1 something differs, 2 bad input.
+    The files may be gzipped. A flag left out has the default below, which is seldom what a recording was
+    made with: give the sizes. Exit code: 0 all is identical, 1 something differs, 2 bad input.
 
-    Example: kavier conformance --workload w.jsonl --oracle-steps s.jsonl --oracle-requests r.jsonl
-    """
+    \b
+    Example, in a checkout:
+    cd examples/recording
+    kavier conformance --workload workload.jsonl --oracle-steps steps.jsonl \\
+      --oracle-requests requests.jsonl --num-gpu-blocks 9 --block-size 4 \\
+      --max-num-batched-tokens 16 --max-num-seqs 4
+    """  # noqa: D301 - \b keeps the lines as they are
     flags = dict(locals())
     from kavier.cli.progress import show_log
     from kavier.report.conformance import print_conformance
-    from kavier.validation.conformance import Setup, conform
+    from kavier.validation.conformance import ENGINE_SETTINGS, Setup, conform
     from kavier.validation.recording import read_recording
 
     name = _choice("engine", engine, ("reference", "kernel"))
@@ -86,7 +91,8 @@ def conformance(
     timing = _timing(step_time)
     _check_range("num_gpu_blocks", num_gpu_blocks, 2, _MOST_BLOCKS)
     _check_range("hash_block_size", hash_block_size, 1, _MOST_BLOCKS)
-    settings = _settings({name: flags[name] for name in _ENGINE_FLAGS})
+    names = ("vllm_version", "async_scheduling", *ENGINE_SETTINGS)
+    settings = _settings({name: flags[name] for name in names})
     recording = read_recording(workload, oracle_steps, oracle_requests, hash_block_size)
     setup = Setup(_resolved(settings, max_model_len, recording), timing, num_gpu_blocks, as_recorded)
     show_log()
@@ -96,22 +102,15 @@ def conformance(
         raise typer.Exit(1)
 
 
-_ENGINE_FLAGS = (
-    "vllm_version", "async_scheduling", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-    "block_size", "enable_prefix_caching", "enable_chunked_prefill", "long_prefill_token_threshold",
-    "scheduling_policy", "scheduler_reserve_full_isl", "watermark",
-)  # fmt: skip
-
-
 def _settings(flags: dict[str, Any]) -> Engine:
     """Engine settings, each within its range."""
     from pydantic import ValidationError
 
     from kavier.ecosystem.vllm_versions import RULES
-    from kavier.scenario import Engine, without_patch
+    from kavier.scenario import Engine, release
     from kavier.scenario_errors import explain
 
-    _choice("vllm_version", without_patch(flags["vllm_version"]), RULES)
+    _choice("vllm_version", release(flags["vllm_version"]), RULES)
     _choice("scheduling_policy", flags["scheduling_policy"], ("fcfs", "priority"))
     try:
         return Engine(**flags)

@@ -11,7 +11,8 @@ from typing import NoReturn
 import typer
 
 from kavier.cli import catalog, conformance, explain, run, workload
-from kavier.errors import InputError
+from kavier.cli.vllm_command import VllmCommand
+from kavier.errors import InputError, one_of
 
 app = typer.Typer(
     name="kavier",
@@ -21,11 +22,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would take most of its 0.15 s
     pretty_exceptions_enable=False,
 )
-app.command("run")(run.run)
+app.command("run", cls=VllmCommand)(run.run)
 app.add_typer(workload.app, name="workload")
 app.command("catalog")(catalog.catalog)
 app.command("explain")(explain.explain)
-app.command("conformance")(conformance.conformance)
+app.command("conformance", cls=VllmCommand)(conformance.conformance)
 
 
 def _version(show: bool) -> None:
@@ -57,6 +58,8 @@ def main() -> None:
         _fail(str(error))
     except typer.TyperException as error:
         _fail(_misuse(error))
+    except ValueError as error:
+        _fail(_explained(error))
     except MemoryError as error:
         _fail(f"out of memory: {error}")
     except BrokenPipeError:  # `kavier ... | head`
@@ -79,6 +82,17 @@ def _fail(text: str) -> NoReturn:
     sys.exit(2)
 
 
+def _explained(error: ValueError) -> str:
+    """What pydantic refused, wherever that was; anything else is a fault of Kavier's, and passes."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(error, pydantic.ValidationError):
+        raise error
+    from kavier.scenario import Scenario
+    from kavier.scenario_errors import explain
+
+    return str(explain(error, "scenario", Scenario))
+
+
 def _misuse(error: typer.TyperException) -> str:
     """What typer says of unknown commands and flags, and of values it cannot parse."""
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -86,7 +100,7 @@ def _misuse(error: typer.TyperException) -> str:
         sys.exit(2)
     names = getattr(error, "possibilities", None)
     text = error.message if names else error.format_message()
-    text += f"; did you mean {' or '.join(names)}?" if names else ""
+    text += f"; did you mean {one_of(names)}?" if names else ""
     command = getattr(getattr(error, "ctx", None), "command_path", "kavier")
     return f"{text} (see `{command} --help`)"
 

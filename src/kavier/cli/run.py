@@ -60,8 +60,10 @@ def run(
         int | None, typer.Option(help="KV blocks a replica, instead of what fits.")
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens a KV block.  [16]")] = None,
-    kv_cache_dtype: Annotated[str | None, typer.Option(help="auto or fp8.  [auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16 or float16.  [auto]")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="auto or fp8 (or fp8_e4m3, fp8_e5m2).  [auto]")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, bfloat16 or float16 (or half).  [auto]")] = None,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Most running requests.  [by GPU, as vLLM]")
     ] = None,
@@ -121,7 +123,7 @@ def run(
     max_concurrency: Annotated[int | None, typer.Option(help="Closed loop: most requests in flight.")] = None,
     goodput: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME:MS", help="SLO in ms: ttft:200, tpot:50 or e2el:5000; may be repeated."),
+        typer.Option(metavar="NAME:MS...", help="SLOs in ms, such as ttft:200 tpot:50 e2el:5000."),
     ] = None,
 ) -> None:
     """Simulate a workload on a fleet and print what would happen.
@@ -156,7 +158,8 @@ def _simulate(scenario: Scenario, out: Path | None) -> Result:
     with RunFolder(out) as folder:
         with progress_bar("simulating") as progress:
             result = simulate(scenario, progress, keep_timeline=folder.add_rows)
-        folder.finish(result)
+        if folder.finish(result):
+            typer.echo(f"kavier: the earlier run in {out} was replaced", err=True)
     return result
 
 
@@ -203,7 +206,10 @@ _LOAD_PATHS = {
 }
 """Flag -> key of workload.synthetic; the flags of lengths set several."""
 
-_LOAD_FLAGS = (*_LOAD_PATHS, "random_input_len", "random_output_len", "random_range_ratio")
+_LENGTHS = {"random_input_len": "prompt_tokens", "random_output_len": "output_tokens"}
+"""Flag -> section of workload.synthetic."""
+
+_LOAD_FLAGS = (*_LOAD_PATHS, *_LENGTHS, "random_range_ratio")
 
 
 def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +218,7 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
 
     _refuse_contradictions(flags)
     if scenario is not None:
-        _refuse_what_is_no_scenario(str(scenario), flags)
+        _refuse_what_is_no_scenario(str(scenario))
     tree = read_scenario_tree(scenario) if scenario else {}
     if "max_model_len" in flags:
         flags["max_model_len"] = _tokens(flags["max_model_len"])
@@ -227,6 +233,7 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     _set_goodput(tree, flags.get("goodput", []))
     for assignment in flags.get("set_", []):
         set_path(tree, *_parse_assignment(assignment))
+    _refuse_format_alone(tree, flags)
     if scenario is None:
         _require(tree)
     return tree
@@ -235,16 +242,34 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
 def _refuse_contradictions(flags: dict[str, Any]) -> None:
     load = [name for name in _LOAD_FLAGS if name in flags]
     if "trace" in flags and load:
-        raise InputError(f"contradictory flags: --trace replays a trace, {_flag(load[0])} generates load")
+        raise InputError(
+            f"contradictory flags: --trace replays a trace, {_flag(load[0])} generates load",
+            expected="one of the two; a trace is replayed whole",
+        )
 
 
-def _refuse_what_is_no_scenario(given: str, flags: dict[str, Any]) -> None:
-    """Two slips that vLLM's own command lines invite; each flag here takes one value."""
-    name, colon, _ = given.partition(":")
-    if "goodput" in flags and colon and name in _OBJECTIVES:
-        raise InputError(f"--goodput takes one objective at a time: --goodput {given}")
+_TRACES = (".csv", ".jsonl", ".parquet", ".gz")
+
+
+def _refuse_what_is_no_scenario(given: str) -> None:
+    """What other command lines take without a flag: a trace, or a model."""
+    if given.casefold().endswith(_TRACES):
+        raise InputError(f"a trace is no scenario (YAML): {given}", expected=f"--trace {given}")
     if not Path(given).exists() and not given.endswith((".yaml", ".yml")):
-        raise InputError(f"no scenario file {given!r}", expected="a YAML file; a model goes with --model")
+        raise InputError(
+            f"no scenario file {given!r}",
+            expected="a YAML file; a model goes with --model, a trace with --trace",
+        )
+
+
+def _refuse_format_alone(tree: dict[str, Any], flags: dict[str, Any]) -> None:
+    from kavier.scenario_file import get_path
+
+    for name in ("format", "trace_block_size"):
+        if name in flags and not get_path(tree, "workload.trace"):
+            raise InputError(
+                f"{_flag(name)} says how to read a trace, and there is none", expected="--trace FILE"
+            )
 
 
 def _tokens(text: str) -> str | int:
@@ -288,12 +313,25 @@ def _set_load(tree: dict[str, Any], load: dict[str, Any]) -> None:
             set_path(tree, prefix + key, load[flag])
     if "burstiness" in load:
         set_path(tree, prefix + "arrivals.process", "gamma")
-    for flag, column in (("random_input_len", "prompt_tokens"), ("random_output_len", "output_tokens")):
+    for flag, column in _LENGTHS.items():
         if flag in load:
             set_path(tree, prefix + column, {"kind": "fixed", "mean": load[flag]})
-        if "random_range_ratio" in load:
-            set_path(tree, f"{prefix}{column}.kind", "uniform")
-            set_path(tree, f"{prefix}{column}.range_ratio", load["random_range_ratio"])
+    if "random_range_ratio" in load:
+        _widen(get_path(tree, "workload.synthetic"), load["random_range_ratio"])
+
+
+def _widen(synthetic: dict[str, Any], ratio: float) -> None:
+    """A range lies around a length that is given; those of a preset have a distribution of their own."""
+    from kavier.scenario_file import get_path
+
+    kinds = {flag: get_path(synthetic, f"{column}.kind") for flag, column in _LENGTHS.items()}
+    missing = [_flag(flag) for flag, kind in kinds.items() if kind not in ("fixed", "uniform")]
+    if missing:
+        raise InputError(
+            f"--random-range-ratio varies lengths that are given: it needs {' and '.join(missing)}"
+        )
+    for column in _LENGTHS.values():
+        synthetic[column] |= {"kind": "uniform", "range_ratio": ratio}
 
 
 def _bench_defaults() -> dict[str, Any]:
@@ -312,7 +350,9 @@ def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
 
     keys = _OBJECTIVES
     for objective in objectives:
-        name, _, text = objective.partition(":")
+        name, colon, text = objective.partition(":")
+        if not colon:
+            raise InputError(f"--goodput {objective}", expected=f"NAME:MS, such as {_objective(objective)}")
         if name not in keys:
             raise InputError(
                 f"--goodput: unknown objective {name!r}", expected="ttft, tpot or e2el", near=(name, keys)
@@ -324,6 +364,12 @@ def _set_goodput(tree: dict[str, Any], objectives: list[str]) -> None:
         if not 0 < limit_ms < inf:
             raise InputError(f"--goodput {name}", value=text, expected="a number of ms above 0")
         set_path(tree, keys[name], limit_ms / MS_PER_S)
+
+
+def _objective(typed: str) -> str:
+    """What was probably meant."""
+    name, _, text = typed.partition("=")
+    return f"{name if name in _OBJECTIVES else 'ttft'}:{text or 500}"
 
 
 def _parse_assignment(assignment: str) -> tuple[str, Any]:

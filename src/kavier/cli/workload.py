@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kavier.cli.vllm_command import VllmCommand
+
 app = typer.Typer(
     help="Look at a trace, convert it, or make a synthetic one.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -43,7 +45,7 @@ def convert(
     print_written(workload, out)
 
 
-@app.command()
+@app.command(cls=VllmCommand)
 def synth(
     out: Annotated[Path, typer.Argument(help="Native trace to write: .parquet or .jsonl.")],
     preset: Annotated[

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
-from kavier.errors import InputError
+from kavier.errors import InputError, nearest, one_of
 
 QUALITIES = ("published", "estimate")
 _DATE = re.compile(r"\d{4}(-\d{2}){0,2}")
@@ -96,9 +96,18 @@ class Catalog:
         """
         found = self.keys.get(_key(name))
         if found is None:
-            names = [*self.entries, *(alias for entry in self.entries.values() for alias in entry.aliases)]
-            raise InputError(f"unknown {self.schema.thing} {name!r}", near=(name, names))
+            raise self._unknown(name)
         return self.entries[found]
+
+    def _unknown(self, name: str) -> InputError:
+        """Where the names are listed, and the nearest; if none is near, some that begin alike."""
+        thing = self.schema.thing
+        names = [*self.entries, *(alias for entry in self.entries.values() for alias in entry.aliases)]
+        listed = f"a name of `kavier catalog {thing.casefold()}s`"
+        alike = [known for known in self.entries if known[:1] == name[:1].upper()][:3]
+        if alike and not nearest(name, names):
+            listed += f", such as {one_of(alike)}"
+        return InputError(f"unknown {thing} {name!r}", expected=listed, near=(name, names))
 
 
 def load_catalog(file: Literal["gpus.toml", "regions.toml", "prices.toml"], schema: Schema) -> Catalog:

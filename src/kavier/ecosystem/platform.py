@@ -127,11 +127,15 @@ def _rent(scenario: Scenario, gpu: GpuSpec) -> tuple[float | None, str]:
 def _tariff(scenario: Scenario, region: Region) -> tuple[float | None, str]:
     given = scenario.prices.usd_per_kwh
     if given is not None:
-        return given, f"electricity {given:g} USD/kWh, as given"
+        return given, f"electricity {given:g} USD/kWh (never added to the rent), as given"
     listed = region.electricity_price
     if listed is None:
-        return None, f"no electricity tariff listed for {region.code}"
-    return listed.value, f"electricity {listed.value:g} USD/kWh: {listed.source} ({listed.date})"
+        without = f"no electricity price listed for {region.code}: cost.electricity_usd is null"
+        return None, f"{without}; give prices.usd_per_kwh"
+    return (
+        listed.value,
+        f"electricity {listed.value:g} USD/kWh (never added to the rent): {listed.source} ({listed.date})",
+    )
 
 
 def _carbon(site: Site, region: Region) -> tuple[float, str]:

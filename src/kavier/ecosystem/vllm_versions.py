@@ -6,9 +6,10 @@ change came with which release was not looked up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from kavier.errors import InputError
+from kavier.errors import InputError, one_of
 from kavier.scenario import Engine
 
 
@@ -155,29 +156,38 @@ def memory_utilization(engine: Engine) -> float:
     return engine.gpu_memory_utilization or rules_of(engine).gpu_memory_utilization
 
 
+_MIRRORED: dict[str, Callable[[VersionRules], bool]] = {
+    "async_scheduling": lambda rules: rules.async_scheduling is not None,
+    "scheduling_policy": lambda rules: rules.priority,
+    "enable_chunked_prefill": lambda rules: rules is not RULES["0.11"],
+}
+"""Option -> whether what it does other than by default is mirrored for a release."""
+
+_THERE: dict[str, Callable[[VersionRules], bool]] = {
+    "watermark": lambda rules: rules.watermark,
+    "scheduler_reserve_full_isl": lambda rules: rules.reserve_full_isl,
+}
+"""Option -> whether a release has it."""
+
+
 def _refuse(engine: Engine, rules: VersionRules) -> None:
     version = engine.vllm_version
-    wrong = {
-        "async_scheduling": engine.async_scheduling and rules.async_scheduling is None,
-        "scheduling_policy": engine.scheduling_policy != "fcfs" and not rules.priority,
-        "enable_chunked_prefill": version == "0.11" and not engine.enable_chunked_prefill,
+    asked = {
+        "async_scheduling": engine.async_scheduling,
+        "scheduling_policy": engine.scheduling_policy != "fcfs",
+        "enable_chunked_prefill": not engine.enable_chunked_prefill,
+        "watermark": engine.watermark > 0,
+        "scheduler_reserve_full_isl": engine.scheduler_reserve_full_isl,
     }
-    for name, holds in wrong.items():
-        if holds:
+    for name, fits in {**_MIRRORED, **_THERE}.items():
+        if asked[name] and not fits(rules):
             raise InputError(
-                f"{name} of vLLM {version} is not mirrored",
+                f"{name} of vLLM {version} is not mirrored"
+                if name in _MIRRORED
+                else f"vLLM {version} has no option {name}",
                 where=f"engine.{name}",
                 value=getattr(engine, name),
-                expected="another engine.vllm_version",
-            )
-    absent = {
-        "watermark": engine.watermark > 0 and not rules.watermark,
-        "scheduler_reserve_full_isl": engine.scheduler_reserve_full_isl and not rules.reserve_full_isl,
-    }
-    for name, holds in absent.items():
-        if holds:
-            raise InputError(
-                f"vLLM {version} has no option {name}", where=f"engine.{name}", value=getattr(engine, name)
+                expected=f"engine.vllm_version {one_of(key for key, one in RULES.items() if fits(one))}",
             )
     if engine.async_scheduling and not engine.kv_cache:
         raise InputError("async_scheduling with kv_cache off", where="engine.async_scheduling", value=True)

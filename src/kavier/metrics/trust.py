@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -161,9 +162,10 @@ def _prefix_notes(columns: list[str]) -> Iterator[str]:
 
 
 def _is_all_ramp(synthetic: Synthetic) -> bool:
-    """Whether sessions of several turns are ended by their number instead of by time."""
+    """Whether sessions of several turns are ended by their number instead of by time, and not all at once."""
     prefixes = resolve(synthetic).prefixes
-    return prefixes is not None and prefixes.mean_turns > 1 and synthetic.num_prompts is not None
+    sessions = prefixes is not None and prefixes.mean_turns > 1
+    return sessions and synthetic.num_prompts is not None and math.isfinite(_asked_rate(synthetic))
 
 
 def _asked_rate(synthetic: Synthetic) -> float:

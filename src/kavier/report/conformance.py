@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +30,9 @@ def print_conformance(compared: dict[str, Any], *, json: bool) -> None:
         return
     console = Console(highlight=False)
     console = Console(highlight=False, width=console.width if console.is_terminal else WIDTH)
-    console.print(_headline(compared), _counts(compared), sep="\n")
+    console.print(_headline(compared, console.width), _counts(compared), sep="\n")
+    if said := compared["hint"]:
+        console.print(f"\n{said}", style="yellow", markup=False)
     for what in ("steps", "requests"):
         if difference := compared[what]["first_difference"]:
             console.print()
@@ -42,13 +46,27 @@ def print_conformance(compared: dict[str, Any], *, json: bool) -> None:
     console.print(Text(*verdict))
 
 
-def _headline(compared: dict[str, Any]) -> Text:
+def _headline(compared: dict[str, Any], width: int) -> Text:
     loop = "synchronous scheduling"
     if compared["async_scheduling"]:
         owner = {"oracle": "the recorded", "vllm": "vLLM's own"}[compared["engine_loop"]]
         loop = f"asynchronous scheduling in {owner} loop"
     name = f"vLLM {compared['vllm_version']}"
-    return Text.assemble((name, "bold"), f", {loop}, replayed by the {compared['engine']} engine\n")
+    text = Text.assemble((name, "bold"), f", {loop}, replayed by the {compared['engine']} engine with\n")
+    return text.append(_settings(compared["settings"], width) + "\n", "dim")
+
+
+def _settings(settings: Mapping[str, object], width: int) -> str:
+    """As the command takes them; no line ends between a flag and its value."""
+    flags = " ".join(_flag(name, value).replace(" ", "\0") for name, value in settings.items())
+    return textwrap.fill(flags, width, break_on_hyphens=False).replace("\0", " ")
+
+
+def _flag(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _counts(compared: dict[str, Any]) -> Table:

@@ -17,8 +17,9 @@ from rich.text import Text
 from kavier import __version__
 from kavier.errors import InputError
 from kavier.runner import Result
-from kavier.scenario import Slo
+from kavier.scenario import Slo, WorkloadSection
 from kavier.units import MS_PER_S
+from kavier.workload.presets import changes
 
 WIDTH = 100
 NARROWEST = 80
@@ -100,21 +101,29 @@ def _headline(result: Result) -> Text:
     scenario, summary = result.scenario, result.summary
     engine, fleet = scenario.engine, scenario.fleet
     gpus = "" if engine.tensor_parallel_size == 1 else f" x TP{engine.tensor_parallel_size}"
-    source = (
-        scenario.workload.trace
-        or f"{getattr(scenario.workload.synthetic, 'preset', None) or 'synthetic'} load"
-    )
     text = Text()
     text.append(f"{scenario.model}", "bold")
     text.append(f" on {fleet.replicas} x {fleet.gpu}{gpus}", "bold")
     loop = "asynchronous" if engine.async_scheduling else "synchronous"
     text.append(f", vLLM {engine.vllm_version} {loop} scheduling, {fleet.router} routing\n")
     outcome = summary["requests"]
-    text.append(f"{outcome['arrived']:,} requests from {source} in {_duration(summary['makespan_s'])}: ")
+    text.append(f"{outcome['arrived']:,} requests from {_source(scenario.workload)}")
+    text.append(f" in {_duration(summary['makespan_s'])}: ")
     text.append(f"{outcome['finished']:,} finished", "green")
     for reason, count in outcome["rejected_by_reason"].items():
         text.append(f", {count:,} rejected ({reason})", "red")
     return text
+
+
+def _source(workload: WorkloadSection) -> str:
+    """Where the requests came from; a preset that was changed is no longer what was published."""
+    synthetic = workload.synthetic
+    if synthetic is None:
+        return str(workload.trace)
+    changed = changes(synthetic)
+    return f"{synthetic.preset or 'synthetic'} load" + (
+        f" (changed: {', '.join(changed)})" if changed else ""
+    )
 
 
 def _latency_table(summary: dict[str, Any]) -> Table:

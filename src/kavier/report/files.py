@@ -51,9 +51,12 @@ def _check_place(out: Path) -> None:
         raise InputError("--out: not a folder", where=str(nearest))
     if not os.access(nearest, os.W_OK):
         raise InputError("--out: the folder cannot be written", where=str(nearest))
-    earlier_run = all((out / name).exists() for name in (SCENARIO, SUMMARY))
-    if nearest == out and any(out.iterdir()) and not earlier_run:
+    if nearest == out and any(out.iterdir()) and not _holds_run(out):
         raise InputError("--out: the folder is not empty and holds no earlier run", where=str(out))
+
+
+def _holds_run(out: Path) -> bool:
+    return all((out / name).exists() for name in (SCENARIO, SUMMARY))
 
 
 class RunFolder:
@@ -80,6 +83,7 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             self._timeline.close()
+        with suppress(OSError):
             self._scratch.cleanup()
 
     def add_rows(self, rows: pl.DataFrame) -> None:
@@ -87,8 +91,13 @@ class RunFolder:
         with self._told():
             self._timeline.add(rows)
 
-    def finish(self, result: Result) -> None:
-        """Keep the rest of the run."""
+    def finish(self, result: Result) -> bool:
+        """Keep the rest of the run.
+
+        Returns:
+            Whether the files of an earlier run there were replaced.
+        """
+        earlier_run = _holds_run(self._out)
         with self._told():
             self._timeline.close()
             _write_files(result, self._folder, self._out)
@@ -99,6 +108,7 @@ class RunFolder:
                     fresh.replace(self._out / name)
                 else:
                     (self._out / name).unlink(missing_ok=True)
+        return earlier_run
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -108,15 +118,18 @@ class RunFolder:
             raise InputError(f"--out: cannot write: {reason(error)}", where=str(self._out)) from None
 
 
-def write_run(result: Result, out: Path) -> None:
+def write_run(result: Result, out: Path) -> bool:
     """Keep a run, its `timeline` included, in a folder: see `RunFolder`.
+
+    Returns:
+        Whether the files of an earlier run there were replaced.
 
     Raises:
         InputError: The folder cannot be written.
     """
     with RunFolder(out) as folder:
         folder.add_rows(result.timeline)
-        folder.finish(result)
+        return folder.finish(result)
 
 
 def _write_files(result: Result, folder: Path, out: Path) -> None:

@@ -20,6 +20,7 @@ from kavier.simulation.sampling import Sampling
 from kavier.simulation.scheduler import Scheduled, Scheduler, Step, StepScheduler
 from kavier.timing.compiled import AffineTiming
 from kavier.timing.step import StepCost
+from kavier.validation.hint import hint
 from kavier.validation.recording import LARGEST, REQUEST_FIELDS, STEP_FIELDS, Recording, Row, TokenKeys
 
 EngineName = Literal["reference", "kernel"]
@@ -34,6 +35,14 @@ OURS = {
 """Name in a recording -> column of the requests table."""
 
 assert tuple(OURS) == REQUEST_FIELDS
+
+
+ENGINE_SETTINGS = (
+    "block_size", "max_num_batched_tokens", "max_num_seqs", "max_model_len", "enable_prefix_caching",
+    "enable_chunked_prefill", "long_prefill_token_threshold", "scheduling_policy",
+    "scheduler_reserve_full_isl", "watermark",
+)  # fmt: skip
+"""Of `Engine`, besides the release and its loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,17 @@ class Setup:
     as_recorded: bool = True
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Those that `kavier conformance` has flags for, by their names."""
+        timing, engine = self.timing, self.engine
+        numbers = (timing.base_s, timing.prefill_s, timing.decode_s, timing.context_s)
+        return {
+            "num_gpu_blocks": self.num_gpu_blocks,
+            **{name: getattr(engine, name) for name in ENGINE_SETTINGS},
+            "step_time": ",".join(map(str, numbers)),
+        }
+
+    @property
     def longest(self) -> int:
         """max_model_len."""
         assert isinstance(self.engine.max_model_len, int), "max_model_len must be resolved"
@@ -65,12 +85,14 @@ class Difference:
 
     Attributes:
         name: Number of the step, or id of the request; None behind the recording's end.
+        place: How many rows come before it.
         replayed: Our row; None behind the end of ours.
         recorded: The recorded row; None behind the recording's end.
         fields: Which of its fields differ.
     """
 
     name: int | str | None
+    place: int
     replayed: Row | None
     recorded: Row | None
     fields: tuple[str, ...]
@@ -123,11 +145,19 @@ class Comparison:
             "async_scheduling": asynchronous,
             "engine_loop": ("oracle" if setup.as_recorded else "vllm") if asynchronous else None,
             "max_model_len": setup.longest,
+            "settings": setup.settings,
             "truncated_requests": self.truncated,
             "identical": self.is_identical,
+            "hint": self._hint(setup),
             "steps": asdict(self.steps),
             "requests": asdict(self.requests),
         }
+
+    def _hint(self, setup: Setup) -> str | None:
+        first = self.steps.first_difference
+        if first is None or first.place > 0 or first.replayed is None or first.recorded is None:
+            return None
+        return hint(first.replayed, first.recorded, first.fields, setup.num_gpu_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +236,7 @@ def _compare(
         place = same.index(False) if False in same else len(same)
         one, other = (log[place] if place < len(log) else None for log in (ours, theirs))
         parted = tuple(name for name in fields if one and other and one[name] != other[name])
-        first = Difference(names[place] if other else None, one, other, parted)
+        first = Difference(names[place] if other else None, place, one, other, parted)
     return Log(len(theirs), len(ours), sum(same), fields, first)
 
 

@@ -59,7 +59,10 @@ def _check_size(rate: float, num_prompts: int | None, duration_s: float | None) 
     if num_prompts is None and duration_s is None:
         raise InputError("synthetic load never ends", expected="num_prompts or duration_s")
     if math.isinf(rate) and num_prompts is None:
-        raise InputError("an infinite request_rate never ends by duration_s", expected="num_prompts")
+        raise InputError(
+            "request_rate inf sends all requests at once: no duration_s ends them",
+            expected="num_prompts (--num-prompts)",
+        )
     likely = min(num_prompts or math.inf, rate * (duration_s or math.inf))
     if likely > MAX_REQUESTS:
         raise InputError(

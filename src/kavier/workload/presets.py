@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import inf
 
 from kavier.errors import InputError
 from kavier.scenario import Arrivals, Synthetic
@@ -54,7 +55,8 @@ def resolve(spec: Synthetic) -> Synthetic:
     """Fill what is not given: from the preset, or with Poisson arrivals at 1 request/s.
 
     A section that is given replaces the preset's whole, save that `arrivals` may change the rate and
-    keep the process, or the other way round. Resolving twice changes nothing.
+    keep the process, or the other way round; an infinite rate leaves no process. Resolving twice changes
+    nothing.
 
     Raises:
         InputError: Unknown preset, missing lengths, or nothing that ends the load.
@@ -74,14 +76,37 @@ def resolve(spec: Synthetic) -> Synthetic:
     return full
 
 
+def changes(full: Synthetic) -> list[str]:
+    """What of a resolved workload is not its preset's own; where it stops is not looked at."""
+    if full.preset is None:
+        return []
+    own = find_preset(full.preset).synthetic
+    sections = ("prompt_tokens", "output_tokens", "prefixes")
+    return [
+        *_changed_arrivals(full.arrivals or Arrivals(), own.arrivals or Arrivals()),
+        *(name for name in sections if getattr(full, name) != getattr(own, name)),
+    ]
+
+
+def _changed_arrivals(given: Arrivals, own: Arrivals) -> Iterator[str]:
+    """With another process its settings are others, too; all at once there is none."""
+    if given.request_rate != own.request_rate:
+        yield "request_rate"
+    if given.request_rate == inf:
+        return
+    if given.process != own.process:
+        yield "process"
+    elif given.model_copy(update={"request_rate": own.request_rate}) != own:
+        yield "gaps between arrivals"
+
+
 def _merge(given: Arrivals, base: Arrivals) -> Arrivals:
+    """The rate of one may come with the process of the other; all at once there are no gaps to draw."""
+    rate = given.request_rate or base.request_rate or 1.0
+    if rate == inf:
+        return Arrivals(process="poisson", request_rate=inf)
     shape = given if given.process else base
-    return shape.model_copy(
-        update={
-            "process": shape.process or "poisson",
-            "request_rate": given.request_rate or base.request_rate or 1.0,
-        }
-    )
+    return shape.model_copy(update={"process": shape.process or "poisson", "request_rate": rate})
 
 
 def _check_complete(spec: Synthetic) -> None:

@@ -27,10 +27,13 @@ def csv_header(data: bytes, where: str) -> tuple[str, ...]:
     """Names in the first line, stripped.
 
     Raises:
-        InputError: Two columns of one name.
+        InputError: Two columns of one name, or columns that no comma separates.
     """
     _, fields = next(csv_records(data.split(b"\n", 1)[0], where), (1, []))
     names = tuple(name.strip() for name in fields)
+    if len(names) == 1 and (separators := [mark for mark in ";\t|" if mark in names[0]]):
+        where = f"{where}, line 1"
+        raise InputError("columns that no comma separates", where=where, value=separators[0], expected="','")
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise InputError(f"two columns are called {twice[0]!r}", where=f"{where}, line 1")
