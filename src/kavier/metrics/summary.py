@@ -137,12 +137,13 @@ def _kv(timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, fl
 
 
 def _utilization(timeline: pl.DataFrame, facts: Facts, makespan_s: float) -> dict[str, float]:
-    """Over the makespan and all replicas, idle time included: busy time, MFU and MBU."""
+    """Of a replica, over the makespan and all of them, idle time included."""
     available_s = facts.replicas * makespan_s
     if not available_s:
-        return {"busy_ratio": 0.0, "mfu": 0.0, "mbu": 0.0}
+        return {"busy_ratio": 0.0, "mean_running_requests": 0.0, "mfu": 0.0, "mbu": 0.0}
     return {
         "busy_ratio": float(timeline["busy_s"].sum()) / available_s,
+        "mean_running_requests": float((timeline["running"] * timeline["interval_s"]).sum()) / available_s,
         "mfu": float(timeline["flops"].sum()) / available_s / facts.peak_flops_per_s,
         "mbu": float(timeline["bytes"].sum()) / available_s / facts.peak_bytes_per_s,
     }

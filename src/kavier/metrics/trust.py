@@ -23,6 +23,8 @@ COUNTS = {
 }
 """Workload count -> what it says; others are shown by name."""
 
+NOTHING_SHARED = "the workload does not tell which prompts share tokens, so the prefix cache never hits"
+
 OVERLOAD = 0.5
 """Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
 
@@ -155,7 +157,7 @@ def _priority_notes(scenario: Scenario, columns: list[str]) -> Iterator[str]:
 
 def _prefix_notes(columns: list[str]) -> Iterator[str]:
     if "block_hashes" not in columns:
-        yield "the workload does not tell which prompts share tokens, so the prefix cache never hits"
+        yield NOTHING_SHARED
     elif "parent" not in columns:
         yield "answers never hit the prefix cache: the workload does not tell which prompt continues which"
 
