@@ -171,11 +171,15 @@ def test_a_summary_with_nan_is_never_written(result, tmp_path):
 # --- The page -----------------------------------------------------------------------------------------
 
 
+def as_terminal(monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+
 def page(result, capsys, monkeypatch, width=None, out=None) -> str:
     """The page as text; with a width, as a terminal of that many columns shows it."""
     if width:
-        monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setenv("FORCE_COLOR", "1")
+        as_terminal(monkeypatch, width)
     else:
         monkeypatch.delenv("COLUMNS", raising=False)
     print_page(result, out)
@@ -436,12 +440,16 @@ def test_the_glossary_lists_every_metric(capsys):
     assert "…" not in shown
 
 
-def test_a_workload_is_described_whole(tmp_path, capsys):
+def test_a_workload_is_described_whole(tmp_path, capsys, monkeypatch):
     path = trace(tmp_path, [row(float(i), 1_234_567, 1) for i in range(3)])
-    print_info(read_trace(path), json=False)
-    shown = capsys.readouterr().out
-    assert "1,234,567" in shown
-    assert "3,703,701" in shown
+    for columns in (None, 80):
+        if columns:
+            as_terminal(monkeypatch, columns)
+        print_info(read_trace(path), json=False)
+        shown = ANSI.sub("", capsys.readouterr().out)
+        prompt = next(line for line in shown.splitlines() if line.startswith("prompt "))
+        assert prompt.split()[1:] == ["1,234,567"] * 5 + ["3,703,701"]
+        assert not re.search(r" +$", shown, re.MULTILINE)
     print_info(read_trace(path), json=True)
     assert json.loads(capsys.readouterr().out)["requests"] == 3
 
@@ -458,6 +466,8 @@ def test_what_reading_changed_is_printed_with_what_was_written(tmp_path, capsys)
     assert capsys.readouterr().out == (
         "2 requests written to out.parquet; dropped zero output tokens: 1; sorted rows: 1\n"
     )
+    print_written(read_trace(trace(tmp_path, [row(5.0)])), Path("out.parquet"))
+    assert capsys.readouterr().out == "1 request written to out.parquet\n"
 
 
 @pytest.mark.parametrize(
@@ -468,10 +478,26 @@ def test_no_name_of_a_catalog_is_cut(capsys, monkeypatch, kind):
     monkeypatch.delenv("COLUMNS", raising=False)
     print_catalog(kind, json=True)
     rows = json.loads(capsys.readouterr().out)
-    print_catalog(kind, json=False)
-    shown = capsys.readouterr().out
+    for columns in (None, 80, 120):  # a file, and terminals
+        if columns:
+            as_terminal(monkeypatch, columns)
+        print_catalog(kind, json=False)
+        shown = ANSI.sub("", capsys.readouterr().out)
+        assert "…" not in shown
+        assert all(str(next(iter(entry.values()))) in shown for entry in rows)
+        table = shown.split("\n\n")[0]
+        assert max(map(len, table.splitlines())) <= (columns or 120)
+        assert not re.search(r" +$", shown, re.MULTILINE)
+        assert f"kavier catalog {kind} NAME" in shown
+
+
+def test_an_entry_with_long_addresses_is_folded_and_not_cut(capsys, monkeypatch):
+    as_terminal(monkeypatch, 80)
+    print_entry("models", "Qwen/Qwen3-8B", json=False)
+    shown = ANSI.sub("", capsys.readouterr().out)
     assert "…" not in shown
-    assert all(str(next(iter(entry.values()))) in shown for entry in rows)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json" in "".join(shown.split())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,11 @@ NARROWEST = 80
 """Columns of a page at least: a narrower terminal breaks its lines, but nothing is cut."""
 
 
-def page_console(widest: int) -> Console:
+WHOLE_ROWS = 10_000
+"""Columns for what goes to a file: whole rows, for other programs."""
+
+
+def page_console(widest: int = WHOLE_ROWS) -> Console:
     """As wide as the terminal, but not wider than that; a file gets the widest."""
     console = Console(highlight=False)
     width = max(min(console.width, widest), NARROWEST) if console.is_terminal else widest
@@ -21,12 +25,18 @@ def page_console(widest: int) -> Console:
 
 
 def table_console(table: Table) -> Console:
-    """As wide as the terminal, where columns that may wrap do; a file gets whole rows, for other programs."""
-    console = Console(highlight=False)
-    widest = Console(width=10_000)
-    needed = Measurement.get(widest, widest.options, table).maximum
-    width = max(console.width, NARROWEST) if console.is_terminal else needed
-    return Console(highlight=False, width=width)
+    """For a table that cuts nothing: gaps shrink where that helps; else the terminal breaks lines."""
+    console = page_console()
+    if _least(table) > console.width:
+        table.padding = (0, 1, 0, 0)
+        console.width = max(console.width, _least(table))
+    return console
+
+
+def _least(table: Table) -> int:
+    """Columns that a table needs when all that may wrap is wrapped."""
+    console = Console(width=WHOLE_ROWS)
+    return Measurement.get(console, console.options, table).minimum
 
 
 def show(console: Console, *parts: RenderableType) -> None:
