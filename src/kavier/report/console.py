@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -88,11 +87,11 @@ def print_explanation(metric: str) -> None:
             expected="a name of `kavier explain`",
             near=(metric, [*entries, *parts]),
         )
-    console = Console(highlight=False)
-    console.print(f"[bold]{name}[/]  ({entries[name]['unit']})")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
     for key in ("meaning", "formula", "source", "note"):
         if key in entries[name]:
-            console.print(f"  [dim]{key:8}[/] {entries[name][key]}")
+            table.add_row(Text(f"  {key:8}", "dim"), Text(entries[name][key]))
+    show(page_console(WIDTH), Text.assemble((name, "bold"), f"  ({entries[name]['unit']})"), table)
 
 
 def _owner(part: str, entries: dict[str, dict[str, str]]) -> str:

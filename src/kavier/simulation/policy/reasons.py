@@ -14,7 +14,7 @@ _PLAIN = (
     (r"opcode \(STORE_GLOBAL\)", "it changes a global variable; policies remember nothing"),
     (
         r"Untyped global name '(\w+)'.*<class 'function'>",
-        r"it calls \1, a plain function: put @numba.njit before that one",
+        r"it calls \1, a plain function: put @numba.njit before that one, and give it numbers",
     ),
     (
         r"Untyped global name '(\w+)'.*<class '(?:\w+\.)*(\w+)'>",
