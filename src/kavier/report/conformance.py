@@ -5,10 +5,9 @@ from __future__ import annotations
 import json as json_module
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from kavier.report.terminal import page_console, show
 
 WIDTH = 100
 MOST_PARTS = 3
@@ -27,18 +26,20 @@ def print_conformance(compared: dict[str, Any], *, json: bool) -> None:
     if json:
         print(json_module.dumps(compared, indent=2))
         return
-    console = page_console(WIDTH)
-    show(console, _headline(compared), "", _counts(compared))
+    console = Console(highlight=False)
+    console = Console(highlight=False, width=console.width if console.is_terminal else WIDTH)
+    console.print(_headline(compared), _counts(compared), sep="\n")
     for what in ("steps", "requests"):
         if difference := compared[what]["first_difference"]:
-            title = _title(what.removesuffix("s"), difference)
-            show(console, "", title, _difference(compared[what]["fields"], difference))
+            console.print()
+            console.print(_title(what.removesuffix("s"), difference))
+            console.print(_difference(compared[what]["fields"], difference))
     if cut := compared["truncated_requests"]:
         limit = f"max_model_len, {compared['max_model_len']:,}"
-        have = "request has its" if cut == 1 else "requests have their"
-        show(console, "", f"{cut:,} {have} answer cut at {limit}, as vLLM cuts it.")
+        console.print(f"\n{cut:,} requests have their answer cut at {limit}, as vLLM cuts it.")
     verdict = ("Identical.", "bold green") if compared["identical"] else ("Not identical.", "bold red")
-    show(console, "", Text(*verdict))
+    console.print()
+    console.print(Text(*verdict))
 
 
 def _headline(compared: dict[str, Any]) -> Text:
@@ -47,11 +48,11 @@ def _headline(compared: dict[str, Any]) -> Text:
         owner = {"oracle": "the recorded", "vllm": "vLLM's own"}[compared["engine_loop"]]
         loop = f"asynchronous scheduling in {owner} loop"
     name = f"vLLM {compared['vllm_version']}"
-    return Text.assemble((name, "bold"), f", {loop}, replayed by the {compared['engine']} engine")
+    return Text.assemble((name, "bold"), f", {loop}, replayed by the {compared['engine']} engine\n")
 
 
 def _counts(compared: dict[str, Any]) -> Table:
-    table = Table("", *SIDES, "identical", "compared", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table("", *SIDES, "identical", "compared", box=None, padding=(0, 2, 0, 0))
     for column in table.columns[1:4]:
         column.justify = "right"
     for what in ("steps", "requests"):
@@ -75,7 +76,7 @@ def _title(what: str, difference: dict[str, Any]) -> Text:
 def _difference(fields: tuple[str, ...], difference: dict[str, Any]) -> Table:
     """Field by field; a field that differs is marked."""
     rows = {side: difference[side] for side in SIDES if difference[side] is not None}
-    table = Table("", "", *rows, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table("", "", *rows, box=None, padding=(0, 2, 0, 0))
     for name in fields:
         differs = name in difference["fields"]
         values = _values([row[name] for row in rows.values()])
