@@ -150,7 +150,8 @@ def _fleet_table(result: Result) -> Table:
     table.add_row(
         "Prefix cache",
         f"{cache['hit_ratio']:.1%} hit",
-        f"{cache['hit_tokens']:,} of {cache['queried_tokens']:,} tok",
+        f"{cache['hit_tokens']:,}",
+        f"of {cache['queried_tokens']:,} tok",
     )
     if evicted and NOTHING_SHARED not in summary["trust"]["notes"]:  # else they tell nothing: none could hit
         table.add_row("Idle blocks evicted", f"{evicted:,}")
