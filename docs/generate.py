@@ -165,10 +165,10 @@ def shortened(page: str) -> str:
 
 
 def render(result: Any) -> str:
-    """The result page as `make demo` prints it, without trailing blanks."""
+    """The result page as `make demo` prints it."""
     with redirect_stdout(io.StringIO()) as page:
         print_page(result, Path("runs/demo"))
-    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+    return page.getvalue()
 
 
 PARTS = {

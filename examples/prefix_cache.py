@@ -1,6 +1,6 @@
 """What prefix caching is worth to a chat service: 12-turn sessions behind one of four system prompts.
 
-Run it: python examples/prefix_cache.py   (about 3 s)
+Run it: .venv/bin/python examples/prefix_cache.py   (about 4 s)
 """
 
 import kavier

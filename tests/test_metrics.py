@@ -448,7 +448,9 @@ def test_utilisation_is_over_all_replicas_and_the_makespan(fleet_run):
     assert use["mbu"] == pytest.approx(
         steps["bytes"].sum() / peak.bandwidth_bytes_per_s / available_s, rel=CLOSE
     )
-    assert all(0 < share <= 1 for share in use.values())
+    running = (steps["running"] * steps["duration_s"]).sum() / available_s
+    assert use["mean_running_requests"] == pytest.approx(running, rel=CLOSE)
+    assert all(0 < use[share] <= 1 for share in ("busy_ratio", "mfu", "mbu"))
 
 
 def test_kv_use_is_weighted_by_time(fleet_run):

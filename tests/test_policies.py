@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from functools import cache
 from typing import Any
 
@@ -143,6 +145,166 @@ def test_a_policy_that_cannot_be_compiled_runs_in_the_reference_engine():
     assert_equal(found.requests, built_in.requests)
 
 
+def test_a_slow_run_is_announced_before_it_begins(caplog):
+    def sorting(request, replicas):
+        return sorted(range(len(replicas)), key=lambda i: replicas[i].num_outstanding)[0]
+
+    told: list[int] = []
+    kavier.simulate(SCENARIO, lambda done, total: told.append(len(caplog.messages)), router=sorting)
+    (message,) = caplog.messages
+    assert told[0] == 1, "before the first request has ended"
+    for word in ("sorting", "key=lambda", "write a loop instead", "the reference engine plays"):
+        assert word in message
+    caplog.clear()
+    kavier.simulate(SCENARIO, router=sees_all, scheduling_policy=shortest_first, timing=affine)
+    assert not caplog.messages
+
+
+WEIGHTS = {"here": 1}
+LIST = [1, 0]
+
+
+def unjitted(request):
+    return 0
+
+
+def by_lambda(request, replicas):
+    return min(range(len(replicas)), key=lambda i: replicas[i].num_outstanding)
+
+
+def by_min(request, replicas):
+    return replicas.index(min(replicas, key=lambda one: one.num_outstanding))
+
+
+def by_pairs(request, replicas):
+    return min(enumerate(replicas), key=lambda pair: pair[1].num_outstanding)[0]
+
+
+def by_generator(request, replicas):
+    return sum(one.num_outstanding for one in replicas) % len(replicas)
+
+
+def by_none(request, replicas):
+    best = None
+    for index, one in enumerate(replicas):
+        if best is None or one.num_outstanding < replicas[best].num_outstanding:
+            best = index
+    return best
+
+
+def by_dict(request, replicas):
+    return WEIGHTS["here"] % len(replicas)
+
+
+def by_list(request, replicas):
+    return LIST[request.row % 2]
+
+
+def by_helper(request, replicas):
+    return unjitted(request)
+
+
+class Routing:
+    def choose(self, request, replicas):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (by_lambda, "reads replicas: write a loop instead"),
+        (by_min, "does not know .index() of replicas: write a loop"),
+        (by_pairs, "does not know min of such values: write a loop"),
+        (by_generator, "a generator expression"),
+        (by_none, "None at first"),
+        (by_dict, "reads WEIGHTS, a dict outside of it"),
+        (by_list, "reads LIST, a list outside of it: make it a tuple"),
+        (by_helper, "it calls unjitted, a plain function: put @numba.njit"),
+        (Routing().choose, "an object or a method, not a plain function"),
+    ],
+)
+def test_what_numba_says_is_put_plainly(function, words):
+    why = machine("router", function).why
+    assert why
+    assert words in why
+    if code := getattr(function, "__code__", None):
+        line = int(re.findall(r"line (\d+): ", why)[0]) if "line" in why else code.co_firstlineno
+        assert 0 <= line - code.co_firstlineno <= 8
+
+
+COUNT = 0
+KNOWN: dict[int, int] = {}
+RNG = np.random.default_rng(0)
+
+
+def draws(request, replicas):
+    return random.randrange(len(replicas))
+
+
+def draws_among_equals(request, replicas):
+    least = min([one.num_outstanding for one in replicas])
+    return int(RNG.choice([i for i, one in enumerate(replicas) if one.num_outstanding == least]))
+
+
+def counts(request, replicas):
+    global COUNT  # noqa: PLW0603
+    COUNT += 1
+    return COUNT % len(replicas)
+
+
+def sticks(request, replicas):
+    return KNOWN.setdefault(request.session, len(KNOWN) % len(replicas))
+
+
+def sticks_by_default(request, replicas, known=[]):  # noqa: B006
+    known.append(request.row)
+    return 0
+
+
+def draws_keys(request):
+    return random.random()
+
+
+def draws_times(work):
+    return 0.01 + 1e-3 * random.random()
+
+
+@pytest.mark.parametrize("replicas", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("key", "function", "words"),
+    [
+        ("router", draws, ["asked the same again", "request.row", "no memory, clock or random numbers"]),
+        ("router", draws_among_equals, ["asked the same again"]),
+        ("router", counts, ["asked the same again"]),
+        ("router", sticks, ["router remembers: it changes 'KNOWN'"]),
+        ("router", sticks_by_default, ["router remembers: it changes 'known'"]),
+        ("scheduling_policy", draws_keys, ["scheduling_policy answers", "asked the same again"]),
+        ("timing", draws_times, ["timing answers", "for StepWork(prefills="]),
+    ],
+)
+def test_a_policy_that_draws_or_remembers_is_refused(key, function, words, replicas):
+    KNOWN.clear()
+    scenario = SCENARIO | {"fleet": SCENARIO["fleet"] | {"replicas": replicas}}
+    with pytest.raises(InputError) as caught:
+        kavier.simulate(scenario, **{key: function})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_draws_that_follow_from_the_row_are_pure():
+    def by_row(request, replicas):
+        return (request.row * 2654435761 >> 7) % len(replicas)
+
+    assert kavier.simulate(SCENARIO, router=by_row).summary["engine"]["name"] == "kernel"
+
+
+def test_what_the_run_is_sure_to_ask_is_refused_without_a_note(caplog):
+    for function in (beyond, raising, a_half):
+        with pytest.raises(InputError, match=r"request.row 0 \(arrival_s 0"):
+            kavier.simulate(SCENARIO, router=function)
+    assert not caplog.messages
+
+
 def test_machine_code_that_answers_otherwise_is_not_used():
     def overflows(request, replicas):  # in 64 bits this is 0
         return 1 if (request.prompt_tokens + 2**32) * 2**32 * 2**32 > 0 else 0
@@ -261,19 +423,24 @@ def no_number(request):
 @pytest.mark.parametrize(
     ("key", "function", "words"),
     [
-        ("router", raising, ["router raised AttributeError", "num_wating", "num_waiting"]),
-        ("router", beyond, ["bad answer of router", "beyond", "2", "0 to 1"]),
+        ("router", raising, ["router raised AttributeError", "'ReplicaView' object", "mean num_waiting"]),
+        ("router", beyond, ["bad answer of router", "beyond", "2", "a whole number", "0 to 1"]),
+        ("router", lambda request, replicas: None, ["got None", "a whole number", "request.row 0"]),
         ("router", a_half, ["bad answer of router", "0.5"]),
-        ("router", late, ["bad answer of router", "7"]),
+        ("router", late, ["bad answer of router", "7", "request.row 41 ", "prompt_tokens 300"]),
         ("router", mixed, ["bad answer of router", "1.9"]),
         ("scheduling_policy", huge, ["bad answer of scheduling_policy"]),
         ("timing", quits, ["timing raised SystemExit"]),
         ("timing", lambda work: 1e-7, ["bad answer of timing", "1e-06 to 1e+06"]),
         ("timing", lambda work: 1e300, ["bad answer of timing"]),
         ("router", late_raise, ["router raised"]),
-        ("router", shortest_first, ["not such a function", "replicas (num_waiting"]),
+        ("router", shortest_first, ["not such a function", "a list of ReplicaView (num_waiting"]),
         ("scheduling_policy", no_number, ["bad answer of scheduling_policy", "nan", "smallest"]),
-        ("timing", no_time, ["bad answer of timing", "-1.0", "seconds"]),
+        (
+            "timing",
+            no_time,
+            ["bad answer of timing", "-1.0", "seconds", "StepWork(prefills=1, prefill_tokens=300"],
+        ),
         ("timing", lambda work: "slow", ["bad answer of timing", "slow"]),
     ],
 )

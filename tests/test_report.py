@@ -15,18 +15,11 @@ import yaml
 
 import kavier
 from kavier.errors import InputError
+from kavier.report.amounts import amount, duration, latency, level, power
 from kavier.report.catalog import print_catalog, print_entry
-from kavier.report.console import (
-    _amount,
-    _duration,
-    _latency,
-    _sparkline,
-    glossary,
-    print_explanation,
-    print_glossary,
-    print_page,
-)
+from kavier.report.console import glossary, print_explanation, print_glossary, print_page
 from kavier.report.files import check_folder, summary_json, write_run
+from kavier.report.over_time import sparkline
 from kavier.report.workload import print_info, print_written
 from kavier.runner import Result
 from kavier.workload.read import read_trace
@@ -178,11 +171,15 @@ def test_a_summary_with_nan_is_never_written(result, tmp_path):
 # --- The page -----------------------------------------------------------------------------------------
 
 
+def as_terminal(monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+
 def page(result, capsys, monkeypatch, width=None, out=None) -> str:
     """The page as text; with a width, as a terminal of that many columns shows it."""
     if width:
-        monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setenv("FORCE_COLOR", "1")
+        as_terminal(monkeypatch, width)
     else:
         monkeypatch.delenv("COLUMNS", raising=False)
     print_page(result, out)
@@ -211,6 +208,7 @@ def huge(result):
     summary["cost"] |= {"usd": 87_654_321.0, "usd_per_million_tokens": 1_234.0, "gpu_hours": 29_713_329.0}
     summary["goodput"] = {"good_requests": 111_222_333, "good_ratio": 0.9, "requests_per_s": 11111.11}
     summary["preemptions"] = 1_234_567
+    summary["trust"] = {**summary["trust"], "notes": ["prompts share tokens"]}
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s"):
         summary[name] = {"mean": 0.99999, "p50": 1234.5, "p90": 123_456.78, "p99": 1_234_567.89}
     return replace(result, summary=summary)
@@ -269,8 +267,79 @@ def test_the_page_shows_the_numbers_of_the_summary(result, capsys, monkeypatch):
     ]
     rent = next(line for line in text.splitlines() if line.startswith("Rent"))
     assert f"{summary['cost']['usd_per_million_tokens']:.4g} USD" in rent
-    watts = float(re.findall(r"([\d.,]+) W mean GPU power", text)[0].replace(",", ""))
+    watts = float(re.findall(r"([\d.,]+) W mean", text)[0])
     assert watts == pytest.approx(summary["energy"]["gpu_kwh"] * 3.6e6 / summary["makespan_s"], rel=2e-3)
+
+
+def test_the_page_tells_the_fleet_from_a_replica(result, capsys, monkeypatch):
+    text, use = page(result, capsys, monkeypatch), result.summary["utilization"]
+    fleet, replica, energy = (text.index(w) for w in ("whole fleet\n", "a replica ", "fleet total"))
+    assert fleet < text.index("Throughput") < text.index("Prefix cache") < replica
+    assert replica < text.index("Running requests") < text.index("KV memory") < energy
+    seats = result.scenario.engine.max_num_seqs
+    assert re.search(
+        rf"Running requests +{use['mean_running_requests']:.3g} +of max_num_seqs = {seats:,}\n", text
+    )
+    assert re.search(r"Busy +[\d.]+% +of time, if by one request\n", text)
+
+
+def test_what_one_request_keeps_busy_is_not_full(tmp_path):
+    summary = simulate(tmp_path, [row(0.0, 100, 500)]).summary
+    assert summary["utilization"]["busy_ratio"] == pytest.approx(1.0)
+    assert summary["utilization"]["mean_running_requests"] == pytest.approx(1.0, rel=0.01)
+
+
+def with_large_fleet(result, times):
+    """The same run by so many times as many replicas, each as it was."""
+    levels = ("running", "waiting", "used_blocks", "energy_j")
+    return replace(result, timeline=result.timeline.with_columns(pl.col(name) * times for name in levels))
+
+
+@pytest.mark.parametrize("width", [None, 80, 120])
+@pytest.mark.parametrize("times", [1, 3163, 10**9])
+def test_plots_are_as_long_as_captions_allow(result, capsys, monkeypatch, width, times):
+    text = page(with_large_fleet(result, times), capsys, monkeypatch, width)
+    plots = [line for line in text.splitlines() if line.startswith(("running ", "KV use ", "GPU power "))]
+    assert len(plots) == 3
+    assert not any("…" in line for line in plots)
+    assert len({line.index("up to") for line in plots}) == 1
+    assert max(map(len, plots)) <= min(width or 100, 100)
+
+
+def test_units_and_thousands_of_captions():
+    assert [power(watts) for watts in (0.0, 998.4, 1000.0, 480_210.0, 1.2e6)] == [
+        "0 W", "998 W", "1 kW", "480 kW", "1.2 MW",
+    ]  # fmt: skip
+    assert [level(one) for one in (0.0, 1e-9, 0.0213, 10.68, 99.96, 3163.4)] == [
+        "0", "<0.001", "0.0213", "10.7", "100", "3,163",
+    ]  # fmt: skip
+
+
+def test_nobody_left_waiting_beside_queue_times_is_explained(result, capsys, monkeypatch):
+    assert result.summary["queue_s"]["mean"] > 0
+    text = page(result, capsys, monkeypatch)
+    assert re.search(r"left waiting +none\n", text)
+    assert "Queue counts the wait for the next step too" in text
+
+
+def test_evictions_are_shown_only_where_something_can_hit(result, capsys, monkeypatch):
+    kv = {**result.summary["kv"], "evicted_blocks": 1234}
+    for notes, shown in ((result.summary["trust"]["notes"], False), ([], True)):
+        trust = {**result.summary["trust"], "notes": notes}
+        text = page(
+            replace(result, summary={**result.summary, "kv": kv, "trust": trust}), capsys, monkeypatch
+        )
+        assert ("Idle blocks evicted" in text and "1,234" in text) == shown
+
+
+def test_one_request_is_no_requests(tmp_path, capsys, monkeypatch):
+    text = page(simulate(tmp_path, [row(0.0)]), capsys, monkeypatch)
+    assert "1 request from" in text
+    assert "up to 1 request\n" in text
+
+
+def test_no_line_ends_in_blanks(result, capsys, monkeypatch):
+    assert not re.search(r" +$", page(result, capsys, monkeypatch), re.MULTILINE)
 
 
 def test_the_page_says_where_the_run_was_kept(result, capsys, monkeypatch):
@@ -303,20 +372,20 @@ def test_the_page_of_a_run_that_served_nothing(tmp_path, capsys, monkeypatch, pr
 
 
 def test_small_amounts_and_no_amount_are_readable():
-    assert _amount(None, "USD") == "-"
-    assert _amount(0.0, "USD") == "0 USD"
-    assert _amount(12.3456, "gCO2e") == "12.35 gCO2e"
-    assert _amount(999.96, "Wh") == "1,000 Wh"
-    assert _amount(1_234_567.8, "Wh") == "1,234,568 Wh"
+    assert amount(None, "USD") == "-"
+    assert amount(0.0, "USD") == "0 USD"
+    assert amount(12.3456, "gCO2e") == "12.35 gCO2e"
+    assert amount(999.96, "Wh") == "1,000 Wh"
+    assert amount(1_234_567.8, "Wh") == "1,234,568 Wh"
 
 
 def test_latencies_are_in_ms_below_a_second_and_in_s_above():
-    shown = [_latency(seconds) for seconds in (None, 0.0, 0.0123456, 1.0, 1234.5)]
+    shown = [latency(seconds) for seconds in (None, 0.0, 0.0123456, 1.0, 1234.5)]
     assert shown == ["-", "0.00 ms", "12.35 ms", "1.00 s", "1,234.50 s"]
 
 
 def test_durations_are_in_hours_minutes_and_seconds():
-    assert [_duration(s) for s in (0, 59, 60, 3600, 7322)] == [
+    assert [duration(s) for s in (0, 59, 60, 3600, 7322)] == [
         "0 s",
         "59 s",
         "1 min 0 s",
@@ -326,13 +395,13 @@ def test_durations_are_in_hours_minutes_and_seconds():
 
 
 def test_no_duration_has_sixty_seconds():
-    assert _duration(3599.7) == "1 h 0 s"
+    assert duration(3599.7) == "1 h 0 s"
 
 
 def test_plots_reach_from_nothing_to_the_largest():
-    assert _sparkline(np.array([0.0, 1.0, 2.0, 4.0, 8.0])) == " ▁▂▄█"
-    assert _sparkline(np.zeros(2)) == "  "
-    assert _sparkline(np.full(7, 3.0)) == "█" * 7
+    assert sparkline(np.array([0.0, 1.0, 2.0, 4.0, 8.0])) == " ▁▂▄█"
+    assert sparkline(np.zeros(2)) == "  "
+    assert sparkline(np.full(7, 3.0)) == "█" * 7
 
 
 def test_what_is_not_zero_is_not_shown_as_zero(result, capsys, monkeypatch):
@@ -371,12 +440,16 @@ def test_the_glossary_lists_every_metric(capsys):
     assert "…" not in shown
 
 
-def test_a_workload_is_described_whole(tmp_path, capsys):
+def test_a_workload_is_described_whole(tmp_path, capsys, monkeypatch):
     path = trace(tmp_path, [row(float(i), 1_234_567, 1) for i in range(3)])
-    print_info(read_trace(path), json=False)
-    shown = capsys.readouterr().out
-    assert "1,234,567" in shown
-    assert "3,703,701" in shown
+    for columns in (None, 80):
+        if columns:
+            as_terminal(monkeypatch, columns)
+        print_info(read_trace(path), json=False)
+        shown = ANSI.sub("", capsys.readouterr().out)
+        prompt = next(line for line in shown.splitlines() if line.startswith("prompt "))
+        assert prompt.split()[1:] == ["1,234,567"] * 5 + ["3,703,701"]
+        assert not re.search(r" +$", shown, re.MULTILINE)
     print_info(read_trace(path), json=True)
     assert json.loads(capsys.readouterr().out)["requests"] == 3
 
@@ -393,6 +466,8 @@ def test_what_reading_changed_is_printed_with_what_was_written(tmp_path, capsys)
     assert capsys.readouterr().out == (
         "2 requests written to out.parquet; dropped zero output tokens: 1; sorted rows: 1\n"
     )
+    print_written(read_trace(trace(tmp_path, [row(5.0)])), Path("out.parquet"))
+    assert capsys.readouterr().out == "1 request written to out.parquet\n"
 
 
 @pytest.mark.parametrize(
@@ -403,10 +478,26 @@ def test_no_name_of_a_catalog_is_cut(capsys, monkeypatch, kind):
     monkeypatch.delenv("COLUMNS", raising=False)
     print_catalog(kind, json=True)
     rows = json.loads(capsys.readouterr().out)
-    print_catalog(kind, json=False)
-    shown = capsys.readouterr().out
+    for columns in (None, 80, 120):  # a file, and terminals
+        if columns:
+            as_terminal(monkeypatch, columns)
+        print_catalog(kind, json=False)
+        shown = ANSI.sub("", capsys.readouterr().out)
+        assert "…" not in shown
+        assert all(str(next(iter(entry.values()))) in shown for entry in rows)
+        table = shown.split("\n\n")[0]
+        assert max(map(len, table.splitlines())) <= (columns or 120)
+        assert not re.search(r" +$", shown, re.MULTILINE)
+        assert f"kavier catalog {kind} NAME" in shown
+
+
+def test_an_entry_with_long_addresses_is_folded_and_not_cut(capsys, monkeypatch):
+    as_terminal(monkeypatch, 80)
+    print_entry("models", "Qwen/Qwen3-8B", json=False)
+    shown = ANSI.sub("", capsys.readouterr().out)
     assert "…" not in shown
-    assert all(str(next(iter(entry.values()))) in shown for entry in rows)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json" in "".join(shown.split())
 
 
 @pytest.mark.parametrize(

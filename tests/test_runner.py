@@ -370,7 +370,7 @@ def test_a_trace_without_labels_has_no_label_columns(tmp_path):
 def test_cut_answers_are_counted_in_a_note(tmp_path):
     rows = [row(0.0, 100, 500), row(1.0, 100, 28), row(2.0, 100, 29), row(3.0, 128, 1)]
     result = kavier.simulate(replay(trace(tmp_path, rows), engine={"max_model_len": 128}))
-    assert "2 answers were cut at max_model_len = 128" in result.summary["trust"]["notes"]
+    assert "answers cut at max_model_len = 128: 2" in result.summary["trust"]["notes"]
     assert result.requests["output_tokens"].to_list() == [28, 28, 28, 0]
     assert result.summary["requests"]["rejected_by_reason"] == {"context": 1}
 
@@ -378,9 +378,9 @@ def test_cut_answers_are_counted_in_a_note(tmp_path):
 def test_what_reading_changed_is_counted_in_notes(tmp_path):
     rows = [row(5.0), row(1.0), row(2.0, output_tokens=0), row(3.0, prompt_tokens=0)]
     notes = notes_of(replay(trace(tmp_path, rows)))
-    assert "1 rows were out of order" in notes
-    assert "1 requests without output tokens were dropped" in notes
-    assert "1 requests without prompt tokens were dropped" in notes
+    assert "rows out of order, sorted by arrival: 1" in notes
+    assert "requests without output tokens, dropped (failed requests): 1" in notes
+    assert "requests without prompt tokens, dropped: 1" in notes
 
 
 @pytest.mark.parametrize("column", ["tenant", "model", "slo_class"])

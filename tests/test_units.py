@@ -87,10 +87,10 @@ def test_no_module_but_units_writes_the_numbers_of_a_conversion():
 
 def test_prototype_error_seconds_were_truncated_and_stored_as_ms():
     """4.6 s became int(4.6) = 4, read as ms. Here a latency keeps its fraction, and its unit."""
-    from kavier.report.console import _latency
+    from kavier.report.amounts import latency
 
-    assert _latency(4.6) == "4.60 s"
-    assert _latency(0.0046) == "4.60 ms"
+    assert latency(4.6) == "4.60 s"
+    assert latency(0.0046) == "4.60 ms"
 
 
 def energy_of(gpu_j, tokens, pue):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from kavier.workload.presets import resolve
 from kavier.workload.read import read_trace
 from kavier.workload.synthetic import generate
 from kavier.workload.table import Workload
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told (requests ended, requests in all) while a simulation runs."""
@@ -197,7 +200,10 @@ class _Run:
         assert seats is not None
         assert budget is not None
         seen = arrivals(self._requests, engine.block_size)
-        examples = make_examples(seen, fleet.replicas, self._platform.kv.kv_blocks - 1, seats, budget)
+        served = seen[seen["prompt_tokens"] < engine.max_model_len]
+        examples = make_examples(
+            served if len(served) else seen, fleet.replicas, self._platform.kv.kv_blocks - 1, seats, budget
+        )
         self._policies = {what: compiled(policy, examples) for what, policy in policies.items()}
         if policy := self._policies.get("timing"):
             self.timing = PythonTiming(policy, datasheet)
@@ -237,7 +243,9 @@ class _Run:
             "seed": scenario.seed,
             "progress": None if progress is None else lambda ended: progress(ended, total),
         }
-        why = self._uncompiled() or covers(
+        if uncompiled := self._uncompiled():
+            _LOG.warning("%s: the reference engine plays, at a few hundred requests a second", uncompiled)
+        why = uncompiled or covers(
             requests, scenario.engine, self.timing, num_gpu_blocks=blocks, max_concurrency=limit
         )
         if why is None:

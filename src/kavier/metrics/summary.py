@@ -140,12 +140,13 @@ def _kv(totals: Totals, facts: Facts, makespan_s: float) -> dict[str, float]:
 
 
 def _utilization(totals: Totals, facts: Facts, makespan_s: float) -> dict[str, float]:
-    """Over the makespan and all replicas, idle time included: busy time, MFU and MBU."""
+    """Of a replica, over the makespan and all of them, idle time included."""
     available_s = facts.replicas * makespan_s
     if not available_s:
-        return {"busy_ratio": 0.0, "mfu": 0.0, "mbu": 0.0}
+        return {"busy_ratio": 0.0, "mean_running_requests": 0.0, "mfu": 0.0, "mbu": 0.0}
     return {
         "busy_ratio": totals.busy_s / available_s,
+        "mean_running_requests": totals.running_s / available_s,
         "mfu": totals.flops / available_s / facts.peak_flops_per_s,
         "mbu": totals.bytes / available_s / facts.peak_bytes_per_s,
     }

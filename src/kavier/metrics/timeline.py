@@ -72,7 +72,9 @@ bytes: per GPU. energy_j: of the replica, idle time included.
 Seven digits are more than the models of the columns of 32 bits know, and halve the file.
 """
 
-SUMMED = ("queried_tokens", "hit_tokens", "evicted_blocks", "busy_s", "used_blocks", *SPREAD, "carbon")
+SUMMED = (
+    "queried_tokens", "hit_tokens", "evicted_blocks", "busy_s", "running", "used_blocks", *SPREAD, "carbon",
+)  # fmt: skip
 
 COURSE = (*AVERAGED, "energy_j")
 
@@ -86,6 +88,7 @@ class Totals:
         hit_tokens: Those found there.
         evicted_blocks: Cached blocks that were given to others.
         busy_s: Time in steps, of all replicas.
+        running_s: Running requests, times time.
         block_s: KV blocks in use, times time.
         flops: Of one GPU of each replica.
         bytes: Likewise, moved.
@@ -97,6 +100,7 @@ class Totals:
     hit_tokens: int
     evicted_blocks: int
     busy_s: float
+    running_s: float
     block_s: float
     flops: float
     bytes: float
@@ -188,6 +192,7 @@ class Timeline:
             hit_tokens=int(sums["hit_tokens"]),
             evicted_blocks=int(sums["evicted_blocks"]),
             busy_s=sums["busy_s"],
+            running_s=sums["running"],
             block_s=sums["used_blocks"],
             flops=sums["flops"],
             bytes=sums["bytes"],

@@ -17,12 +17,14 @@ from kavier.workload.presets import resolve
 from kavier.workload.table import Workload
 
 COUNTS = {
-    "no_timestamps": "requests have no timestamp: they arrive at 0, later turns when the one before ends",
-    "sorted_rows": "rows were out of order and were sorted by arrival",
-    "dropped_zero_output_tokens": "requests without output tokens were dropped (failed requests)",
-    "dropped_zero_prompt_tokens": "requests without prompt tokens were dropped",
+    "no_timestamps": "requests without timestamp arrive at 0, later turns when the one before ends",
+    "sorted_rows": "rows out of order, sorted by arrival",
+    "dropped_zero_output_tokens": "requests without output tokens, dropped (failed requests)",
+    "dropped_zero_prompt_tokens": "requests without prompt tokens, dropped",
 }
-"""Workload count -> what it says; others are shown by name."""
+"""Workload count -> what was counted; others are shown by name."""
+
+NOTHING_SHARED = "the workload does not tell which prompts share tokens, so the prefix cache never hits"
 
 OVERLOAD = 0.5
 """Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
@@ -81,11 +83,11 @@ def trust(
 
 def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> Iterator[str]:
     for name, count in workload.counts.items():
-        yield f"{count:,} {COUNTS.get(name, name.replace('_', ' '))}"
+        yield f"{COUNTS.get(name, name.replace('_', ' '))}: {count:,}"
     if workload.unread_columns:
         yield f"columns of the trace that were not read: {', '.join(workload.unread_columns)}"
     if truncated:
-        yield f"{truncated:,} answers were cut at max_model_len = {scenario.engine.max_model_len}"
+        yield f"answers cut at max_model_len = {scenario.engine.max_model_len}: {truncated:,}"
     columns = workload.requests.columns
     for column, instead in UNUSED_COLUMNS.items():
         if column in columns:
@@ -107,9 +109,9 @@ def _arrival_notes(scenario: Scenario, requests: pl.DataFrame) -> Iterator[str]:
     if (limit := section.max_concurrency) is not None:
         yield f"max_concurrency = {limit}: arrival_s is when a request was sent, maybe later than planned"
     if early := _open_loop_children(requests):
-        yield f"{early:,} requests continue another without think_s: they do not wait for its end"
+        yield f"requests that continue another without think_s do not wait for its end: {early:,}"
     if orphans := _orphaned_thinkers(requests):
-        yield f"think_s of {orphans:,} requests is not used: no parent tells what they wait for"
+        yield f"think_s is not used where no parent tells what to wait for: {orphans:,}"
 
 
 def _open_loop_children(requests: pl.DataFrame) -> int:
@@ -156,7 +158,7 @@ def _priority_notes(scenario: Scenario, columns: list[str]) -> Iterator[str]:
 
 def _prefix_notes(columns: list[str]) -> Iterator[str]:
     if "block_hashes" not in columns:
-        yield "the workload does not tell which prompts share tokens, so the prefix cache never hits"
+        yield NOTHING_SHARED
     elif "parent" not in columns:
         yield "answers never hit the prefix cache: the workload does not tell which prompt continues which"
 

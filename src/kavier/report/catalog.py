@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from kavier.ecosystem.catalog import Entry
 from kavier.ecosystem.catalog_rows import ROWS, Row
@@ -18,7 +17,33 @@ from kavier.ecosystem.models import find_model, model_entry, model_names
 from kavier.ecosystem.prices import price_entry
 from kavier.ecosystem.regions import region_entry
 from kavier.errors import InputError
+from kavier.report.terminal import page_console, show, table_console
 from kavier.units import PARAMETERS_PER_BILLION
+
+HEADERS = {
+    "gpus": {
+        "gpu": "gpu", "memory_mib": "memory\nMiB", "bandwidth_gb_per_s": "memory\nGB/s",
+        "bf16_tflops": "bf16\nTFLOPS", "int8_tflops": "int8\nTOPS", "fp8_tflops": "fp8\nTFLOPS",
+        "fp4_tflops": "fp4\nTFLOPS", "tdp_w": "TDP\nW", "loaded_idle_w": "idle W,\nloaded",
+        "link_gb_per_s": "link\nGB/s",
+    },
+    "models": {
+        "model": "model", "parameters_billion": "10^9\nparams", "active_billion": "active",
+        "weights": "weights", "kv_bytes_per_token": "KV bytes\na token", "max_model_len": "longest\ncontext",
+    },
+    "regions": {
+        "region": "region", "place": "place", "carbon_gco2e_per_kwh": "gCO2e\nper kWh", "carbon_kind": "of",
+        "year": "year", "usd_per_kwh": "USD\nper kWh",
+    },
+    "prices": {
+        "gpu": "gpu", "usd_per_gpu_hour": "USD per\nGPU-hour", "lowest_usd": "lowest",
+        "highest_usd": "highest", "newest": "newest", "providers": "providers",
+    },
+}  # fmt: skip
+"""Columns of the tables, which fit a terminal; JSON and the entries have all."""
+
+WORDY = ("place", "carbon_kind", "providers")
+"""Columns that may wrap."""
 
 
 def print_catalog(kind: str, *, json: bool) -> None:
@@ -31,10 +56,27 @@ def print_catalog(kind: str, *, json: bool) -> None:
     if json:
         print(json_module.dumps(rows, indent=2))
         return
-    table = Table(*rows[0], box=None, padding=(0, 2, 0, 0), header_style="bold")
+    footer = f"More of each, with sources and dates: kavier catalog {kind} NAME"
+    if kind == "regions":
+        footer = f"Carbon intensity: {_kind_of_carbon(rows)}. {footer}"
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for key, header in HEADERS[kind].items():
+        number = any(isinstance(row[key], int | float) for row in rows)
+        table.add_column(
+            header, justify="right" if number else "left", no_wrap=key not in WORDY, overflow="fold"
+        )
     for row in rows:
-        table.add_row(*("-" if value is None else _text(value) for value in row.values()))
-    Console(highlight=False, width=_whole_width(table)).print(table, markup=False)
+        table.add_row(*(Text("-" if row[key] is None else _text(row[key])) for key in HEADERS[kind]))
+    show(table_console(table), table)
+    print(f"\n{footer}")
+
+
+def _kind_of_carbon(rows: list[Row]) -> str:
+    """What the intensities of all regions are; a row keeps only of which electricity it is."""
+    kinds = {row["carbon_kind"].rpartition(", of ")[0] for row in rows}
+    for row in rows:
+        row["carbon_kind"] = row["carbon_kind"].rpartition(", of ")[2]
+    return " or ".join(sorted(kinds))
 
 
 def print_entry(kind: str, name: str, *, json: bool) -> None:
@@ -49,25 +91,24 @@ def print_entry(kind: str, name: str, *, json: bool) -> None:
     if json:
         print(json_module.dumps(entry, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(f"[bold]{entry.pop('name')}[/]")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # an address is broken, not cut
     for key, value in entry.items():
-        if value is None:
-            continue
-        if isinstance(value, dict):
-            about = ", ".join(str(value[part]) for part in ("source", "date") if value.get(part))
-            spread = f" +-{_text(value['uncertainty'])}" if value.get("uncertainty") else ""
-            quality = "" if value.get("quality") in (None, "published") else f" [yellow]{value['quality']}[/]"
-            amount = f"{_text(value['value'])}{spread} {value['unit']}"
-            console.print(f"  {key:<24} {amount:<26}{quality} [dim]{about}[/]", soft_wrap=True)
-        else:
-            console.print(f"  {key:<24} {_text(value)}", soft_wrap=True)
+        if value is not None and key != "name":
+            table.add_row(f"  {key}", _told(value))
+    show(page_console(), Text(str(entry["name"]), "bold"), table)
 
 
-def _whole_width(table: Table) -> int:
-    """Of the widest row: a name cut short is of no use, a long line can be scrolled or piped."""
-    console = Console(width=1000)
-    return Measurement.get(console, console.options, table).maximum
+def _told(value: object) -> Text:
+    """A value, with its source if it has one."""
+    if not isinstance(value, dict):
+        return Text(_text(value))
+    spread = f" +-{_text(value['uncertainty'])}" if value.get("uncertainty") else ""
+    quality = "" if value.get("quality") in (None, "published") else f"  {value['quality']}"
+    about = ", ".join(str(value[part]) for part in ("source", "date") if value.get(part))
+    amount = f"{_text(value['value'])}{spread} {value['unit']}"
+    return Text.assemble(amount, (quality, "yellow"), (f"  {about}", "dim"))
 
 
 def _rows(kind: str) -> list[Row]:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from kavier import __version__
 from kavier.errors import InputError
+from kavier.metrics.trust import NOTHING_SHARED
+from kavier.report.amounts import amount, counted, duration, latency, level, power
+from kavier.report.over_time import over_time
+from kavier.report.terminal import page_console, show
 from kavier.runner import Result
 from kavier.scenario import Slo, WorkloadSection
 from kavier.units import MS_PER_S
 from kavier.workload.presets import changes
 
 WIDTH = 100
-NARROWEST = 80
-"""Columns of the page at least: a narrower terminal breaks its lines, but no number is cut."""
+"""Columns of the page at most."""
 
-BARS = " ▁▂▃▄▅▆▇█"
 LATENCIES = {
     "ttft_s": "TTFT  to first token",
     "tpot_s": "TPOT  per output token",
@@ -37,22 +36,27 @@ LATENCIES = {
 
 def print_page(result: Result, out: Path | None) -> None:
     """Print the page on stdout; `out` is where the run was kept."""
-    console = Console(highlight=False)
-    width = max(min(console.width, WIDTH), NARROWEST) if console.is_terminal else WIDTH
-    console = Console(highlight=False, width=width)
-    console.rule(f"Kavier {__version__}", align="left")
-    for part in (
-        _headline(result),
-        _latency_table(result.summary),
-        _serving_table(result),
-        _impact_table(result.summary),
-        _over_time(result, width - 36) if result.summary["makespan_s"] else "Nothing ran.",
-        _trust(result.summary),
-    ):
-        console.print(part)
-        console.print()
+    console = page_console(WIDTH)
     kept = f"Kept in {out}" if out else "Nothing kept; --out DIR keeps summary, requests and timeline."
-    console.print(kept, markup=False)
+    show(
+        console,
+        Rule(f"Kavier {__version__}", align="left"),
+        _headline(result),
+        "",
+        _latency_table(result.summary),
+        "",
+        _fleet_table(result),
+        "",
+        _replica_table(result),
+        "",
+        _impact_table(result.summary),
+        "",
+        over_time(result, console.width) if result.summary["makespan_s"] else "Nothing ran.",
+        "",
+        _trust(result.summary),
+        "",
+        Text(kept),
+    )
 
 
 def glossary() -> dict[str, dict[str, str]]:
@@ -65,7 +69,7 @@ def print_glossary() -> None:
     table = Table("metric", "unit", "meaning", box=None, padding=(0, 2, 0, 0))
     for name, entry in glossary().items():
         table.add_row(f"[bold]{name}[/]", entry["unit"], entry["meaning"])
-    Console(highlight=False).print(table)
+    show(page_console(WIDTH), table)
 
 
 def print_explanation(metric: str) -> None:
@@ -84,11 +88,11 @@ def print_explanation(metric: str) -> None:
             expected="a name of `kavier explain`",
             near=(metric, [*entries, *parts]),
         )
-    console = Console(highlight=False)
-    console.print(f"[bold]{name}[/]  ({entries[name]['unit']})")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
     for key in ("meaning", "formula", "source", "note"):
         if key in entries[name]:
-            console.print(f"  [dim]{key:8}[/] {entries[name][key]}")
+            table.add_row(Text(f"  {key:8}", "dim"), Text(entries[name][key]))
+    show(page_console(WIDTH), Text.assemble((name, "bold"), f"  ({entries[name]['unit']})"), table)
 
 
 def _owner(part: str, entries: dict[str, dict[str, str]]) -> str:
@@ -101,14 +105,14 @@ def _headline(result: Result) -> Text:
     scenario, summary = result.scenario, result.summary
     engine, fleet = scenario.engine, scenario.fleet
     gpus = "" if engine.tensor_parallel_size == 1 else f" x TP{engine.tensor_parallel_size}"
-    text = Text()
-    text.append(f"{scenario.model}", "bold")
-    text.append(f" on {fleet.replicas} x {fleet.gpu}{gpus}", "bold")
+    source = _source(scenario.workload)
+    text = Text(f"{scenario.model} on {fleet.replicas:,} x {fleet.gpu}{gpus}\n", "bold", end="")
     loop = "asynchronous" if engine.async_scheduling else "synchronous"
-    text.append(f", vLLM {engine.vllm_version} {loop} scheduling, {fleet.router} routing\n")
+    router = Path(fleet.router).name  # of a policy the file's name will do: the summary has its path
+    text.append(f"vLLM {engine.vllm_version}, {loop} scheduling, {router} routing\n", "not bold")
     outcome = summary["requests"]
-    text.append(f"{outcome['arrived']:,} requests from {_source(scenario.workload)}")
-    text.append(f" in {_duration(summary['makespan_s'])}: ")
+    arrived = counted(outcome["arrived"], "request")
+    text.append(f"{arrived} from {source} in {duration(summary['makespan_s'])}: ", "not bold")
     text.append(f"{outcome['finished']:,} finished", "green")
     for reason, count in outcome["rejected_by_reason"].items():
         text.append(f", {count:,} rejected ({reason})", "red")
@@ -129,43 +133,55 @@ def _source(workload: WorkloadSection) -> str:
 def _latency_table(summary: dict[str, Any]) -> Table:
     table = _table("Latency", "mean", "P50", "P90", "P99")
     for key, label in LATENCIES.items():
-        table.add_row(label, *(_latency(summary[key][point]) for point in ("mean", "p50", "p90", "p99")))
+        table.add_row(label, *(latency(summary[key][point]) for point in ("mean", "p50", "p90", "p99")))
     return table
 
 
-def _serving_table(result: Result) -> Table:
+def _fleet_table(result: Result) -> Table:
     summary = result.summary
-    rate, cache, kv, use = (summary[key] for key in ("throughput", "cache", "kv", "utilization"))
-    table = _table("Serving", "", "", "")
+    rate, cache, evicted = summary["throughput"], summary["cache"], summary["kv"]["evicted_blocks"]
+    table = _table("Serving, whole fleet", "", "", "")
     table.add_row(
         "Throughput",
-        _amount(rate["requests_per_s"], "req/s"),
+        amount(rate["requests_per_s"], "req/s"),
         f"{rate['output_tokens_per_s']:,.0f} out tok/s",
         f"{rate['total_tokens_per_s']:,.0f} tok/s",
     )
-    table.add_row(
-        "Utilisation", f"{use['busy_ratio']:.1%} busy", f"{use['mfu']:.1%} MFU", f"{use['mbu']:.1%} MBU"
-    )
-    table.add_row(
-        "KV memory",
-        f"{kv['blocks']:,} blocks",
-        f"{kv['peak_used_blocks'] / max(kv['blocks'], 1):.1%} peak use",
-        f"{kv['mean_used_ratio']:.1%} mean use",
-    )
+    if goodput := summary["goodput"]:
+        table.add_row(
+            "Goodput",
+            amount(goodput["requests_per_s"], "req/s"),
+            f"{goodput['good_requests']:,} good",
+            f"{goodput['good_ratio']:.1%} of arrived",
+        )
+        table.caption = Text(f"good: {_objectives(result.scenario.slo)}", "dim not italic")
+        table.caption_justify = "left"
     table.add_row(
         "Prefix cache",
         f"{cache['hit_ratio']:.1%} hit",
-        f"{cache['hit_tokens']:,} of {cache['queried_tokens']:,} tok",
-        f"{kv['evicted_blocks']:,} blocks evicted",
+        f"{cache['hit_tokens']:,}",
+        f"of {cache['queried_tokens']:,} tok",
     )
+    if evicted and NOTHING_SHARED not in summary["trust"]["notes"]:  # else they tell nothing: none could hit
+        table.add_row("Idle blocks evicted", f"{evicted:,}")
     table.add_row("Preemptions", f"{summary['preemptions']:,}")
-    if goodput := summary["goodput"]:
-        table.add_row(
-            f"Goodput  {_objectives(result.scenario.slo)}",
-            _amount(goodput["requests_per_s"], "req/s"),
-            f"{goodput['good_requests']:,} good requests",
-            f"{goodput['good_ratio']:.1%} of arrived",
-        )
+    return table
+
+
+def _replica_table(result: Result) -> Table:
+    """Means are those of all replicas over the makespan; peaks are those of any one replica."""
+    kv, use = result.summary["kv"], result.summary["utilization"]
+    table = _table("Serving, a replica", "mean of all", "peak of any")
+    table.add_column("")
+    seats = f"of max_num_seqs = {result.scenario.engine.max_num_seqs:,}"
+    table.add_row("Running requests", level(use["mean_running_requests"]), "", seats)
+    table.add_row("Busy", f"{use['busy_ratio']:.1%}", "", "of time, if by one request")
+    peak_used = kv["peak_used_blocks"] / max(kv["blocks"], 1)
+    table.add_row(
+        "KV memory", f"{kv['mean_used_ratio']:.1%}", f"{peak_used:.1%}", f"of {kv['blocks']:,} blocks"
+    )
+    table.add_row("Compute (MFU)", f"{use['mfu']:.1%}", "", "of the GPU's peak")
+    table.add_row("Memory bandwidth (MBU)", f"{use['mbu']:.1%}", "", "of the GPU's peak")
     return table
 
 
@@ -176,57 +192,33 @@ def _objectives(slo: Slo) -> str:
 
 def _impact_table(summary: dict[str, Any]) -> Table:
     energy, carbon, cost = summary["energy"], summary["carbon"], summary["cost"]
-    table = _table("Energy, carbon, cost", "total", "per M tokens", "")
+    table = _table("Energy, carbon, cost", "fleet total", "per M tokens", "")
     table.add_row(
         "GPU energy",
-        _amount(energy["gpu_kwh"], "kWh"),
-        _amount(energy["gpu_wh_per_million_tokens"], "Wh"),
-        _amount(energy["j_per_output_token"], "J per output token"),
+        amount(energy["gpu_kwh"], "kWh"),
+        amount(energy["gpu_wh_per_million_tokens"], "Wh"),
+        amount(energy["j_per_output_token"], "J/output token"),
     )
     table.add_row(
         "Facility energy",
-        _amount(energy["facility_kwh"], "kWh"),
-        _amount(energy["facility_wh_per_million_tokens"], "Wh"),
-        _amount(energy["mean_gpu_w"], "W mean GPU power"),
+        amount(energy["facility_kwh"], "kWh"),
+        amount(energy["facility_wh_per_million_tokens"], "Wh"),
+        "-" if energy["mean_gpu_w"] is None else f"{power(energy['mean_gpu_w'])} mean",
     )
     table.add_row(
         "Operational carbon",
-        _amount(carbon["operational_gco2e"], "gCO2e"),
-        _amount(carbon["gco2e_per_million_tokens"], "gCO2e"),
-        "at " + _amount(carbon["mean_gco2_per_kwh"], "gCO2e/kWh"),
+        amount(carbon["operational_gco2e"], "gCO2e"),
+        amount(carbon["gco2e_per_million_tokens"], "gCO2e"),
+        "at " + amount(carbon["mean_gco2_per_kwh"], "gCO2e/kWh"),
     )
     rent = cost["usd_per_gpu_hour"]
     table.add_row(
         "Rent",
-        _amount(cost["usd"], "USD"),
-        _amount(cost["usd_per_million_tokens"], "USD"),
-        "no price known" if rent is None else f"{_amount(cost['gpu_hours'], 'GPU-h')} at {rent:.2f} USD",
+        amount(cost["usd"], "USD"),
+        amount(cost["usd_per_million_tokens"], "USD"),
+        "no price known" if rent is None else f"{amount(cost['gpu_hours'], 'GPU-h')} x {rent:.2f} USD",
     )
     return table
-
-
-def _over_time(result: Result, width: int) -> Table:
-    """Small plots: what the fleet did from the first arrival to the last token."""
-    means = result.course.means(width)
-    blocks = max(result.summary["kv"]["blocks"] * result.scenario.fleet.replicas, 1)
-    series = {
-        "running": (means["running"], "{:,.1f} requests"),
-        "waiting": (means["waiting"], "{:,.1f} requests"),
-        "KV use": (means["used_blocks"] * (100 / blocks), "{:.1f} %"),
-        "GPU power": (means["energy_j"], "{:,.0f} W"),
-    }
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, (values, unit) in series.items():
-        table.add_row(name, Text(_sparkline(values), "cyan"), "up to " + unit.format(values.max()))
-    table.caption = f"fleet means over {_duration(result.summary['makespan_s'] / width)}"
-    table.caption_justify = "left"
-    return table
-
-
-def _sparkline(values: NDArray[np.float64]) -> str:
-    """Drawn from 0 to the largest."""
-    top = max(float(values.max()), 1e-12)
-    return "".join(BARS[round(value / top * (len(BARS) - 1))] for value in values.tolist())
 
 
 def _trust(summary: dict[str, Any]) -> Text:
@@ -241,28 +233,8 @@ def _trust(summary: dict[str, Any]) -> Text:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column(f"[bold not dim]{title}[/]", width=24)
     for column in columns:
         table.add_column(column, justify="right", min_width=11)
     return table
-
-
-def _latency(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * MS_PER_S:,.2f} ms" if seconds < 1 else f"{seconds:,.2f} s"
-
-
-def _amount(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:,.4g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    """Whole seconds from a minute on, three digits below."""
-    if seconds < 59.95:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts: Iterable[str] = (f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest} s")
-    return " ".join(part for part in parts if part)

@@ -6,12 +6,15 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kavier.report.amounts import counted
+from kavier.report.terminal import page_console, show
 from kavier.workload.statistics import describe
 from kavier.workload.table import Workload
+
+POINTS = ("mean", "p50", "p90", "p99", "max", "total")
 
 
 def print_info(workload: Workload, *, json: bool) -> None:
@@ -20,18 +23,23 @@ def print_info(workload: Workload, *, json: bool) -> None:
     if json:
         print(json_module.dumps(described, indent=2))
         return
-    console = Console(highlight=False)
-    console.print(Text(described["source"], "bold"), f" format {described['format']}", soft_wrap=True)
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    lengths = Table("tokens", *POINTS, box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for column in lengths.columns[1:]:
+        column.justify = "right"
+    for name in ("prompt_tokens", "output_tokens"):
+        numbers = (f"{described[name][point]:,.0f}" for point in POINTS)
+        lengths.add_row(name.removesuffix("_tokens"), *numbers)
+    facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for label, text in _lines(described):
-        table.add_row(label, text)
-    console.print(table)
+        facts.add_row(label, text)
+    source = Text.assemble((described["source"], "bold"), f"  format {described['format']}")
+    show(page_console(), source, facts, "", lengths)
 
 
 def print_written(workload: Workload, out: Path) -> None:
     """One line: what was written where, and what reading changed."""
     changes = "".join(f"; {name.replace('_', ' ')}: {count:,}" for name, count in workload.counts.items())
-    print(f"{len(workload.requests):,} requests written to {out}{changes}")
+    print(f"{counted(len(workload.requests), 'request')} written to {out}{changes}")
 
 
 def _lines(described: dict[str, Any]) -> list[tuple[str, str]]:
@@ -45,10 +53,6 @@ def _lines(described: dict[str, Any]) -> list[tuple[str, str]]:
                 f"CV {described['gap_cv']:.3f}, burstiness {described['burstiness']:.3f} (1 = Poisson)",
             )
         )
-    for column in ("prompt_tokens", "output_tokens"):
-        lengths = described[column]
-        points = "  ".join(f"{name} {lengths[name]:,.0f}" for name in ("mean", "p50", "p90", "p99", "max"))
-        lines.append((column.replace("_", " "), f"{points}  total {lengths['total']:,}"))
     if sessions := described.get("sessions"):
         lines.append(("sessions", f"{sessions['count']:,}, {sessions['mean_turns']:.2f} turns on average"))
     lines.append(("prefix sharing", _prefix(described.get("prefix"))))
@@ -61,7 +65,7 @@ def _prefix(prefix: dict[str, Any] | None) -> str:
         return "not told by this trace"
     return (
         f"{prefix['blocks']:,} blocks of {prefix['block_tokens']} tokens, "
-        f"{prefix['distinct_blocks']:,} distinct; "
-        f"an infinite cache hits {prefix['infinite_cache_hit_ratio_blocks']:.1%} of blocks, "
+        f"{prefix['distinct_blocks']:,} distinct\n"
+        f"an infinite cache hits {prefix['infinite_cache_hit_ratio_blocks']:.1%} of blocks,\n"
         f"{prefix['infinite_cache_hit_ratio_tokens']:.1%} of prompt tokens"
     )

@@ -17,6 +17,12 @@ Array = NDArray[Any]
 
 EXAMPLES = 64
 
+CERTAIN = {"router": 1, "scheduling_policy": EXAMPLES, "timing": 0}
+"""So many of the first examples the run will ask for sure: that of an idle fleet, and all of requests."""
+
+IDLE_EVERY = 8
+"""Idle fleets among the examples: a policy that draws among equals shows there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
@@ -32,6 +38,14 @@ class Examples:
     views: Array
     works: Array
 
+    def first(self, count: int) -> Examples:
+        """So many of them."""
+        return Examples(self.seen[:count], self.views[:count], self.works[:count])
+
+    def backwards(self) -> Examples:
+        """The last one first: what counts calls answers differently then, whatever it counts up to."""
+        return Examples(self.seen[::-1], self.views[::-1], self.works[::-1])
+
 
 def make_examples(
     seen: Array, replicas: int, num_blocks: int, max_num_seqs: int, max_tokens: int
@@ -42,10 +56,12 @@ def make_examples(
     views = np.zeros((EXAMPLES, replicas), VIEW)
     views["num_blocks"] = num_blocks
     for name, most in (("num_waiting", 200), ("num_running", max_num_seqs), ("used_blocks", num_blocks)):
-        views[name][1:] = rng.integers(0, most, (EXAMPLES - 1, replicas), endpoint=True)
+        views[name] = rng.integers(0, most, (EXAMPLES, replicas), endpoint=True)
+        views[name][::IDLE_EVERY] = 0
     views["num_outstanding"] = views["num_waiting"] + views["num_running"]
     blocks = seen["prompt_blocks"][rows, None]
-    views["matched_blocks"][1:] = rng.integers(0, blocks, (EXAMPLES, replicas), endpoint=True)[1:]
+    views["matched_blocks"] = rng.integers(0, blocks, (EXAMPLES, replicas), endpoint=True)
+    views["matched_blocks"][::IDLE_EVERY] = 0
     return Examples(seen[rows], views, _works(rng, max_num_seqs, max_tokens))
 
 

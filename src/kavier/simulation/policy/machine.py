@@ -13,26 +13,37 @@ from numpy.typing import NDArray
 from kavier.errors import InputError
 from kavier.native.library import address
 from kavier.simulation.kernel.records import ARRIVAL, VIEW, WORK
-from kavier.simulation.policy.examples import Examples, answers
+from kavier.simulation.policy.examples import CERTAIN, Examples, answers
 from kavier.simulation.policy.policy import Policy
+from kavier.simulation.policy.purity import kept_outside, refuse_changes, refuse_memory
+from kavier.simulation.policy.reasons import plain_reason
 
 FAILED = -(2**62)
 """What a compiled router answers instead of raising; of the others it is NaN."""
 
 
 def compiled(policy: Policy, examples: Examples) -> Policy:
-    """The policy with its machine code, or with the reason why there is none."""
+    """The policy with its machine code, or with the reason why there is none.
+
+    Raises:
+        InputError: It answers the same question differently, or wrongly what the run is sure to ask.
+    """
     replicas = examples.views.shape[1]
+    before = kept_outside(policy.function)
+    answers(policy, examples.first(CERTAIN[policy.what]))
     try:
         expected = answers(policy, examples)
+        again = answers(policy, examples.backwards())[::-1]
     except InputError as error:  # it counts only if the run asks this too
         return replace(policy, why=f"asked beforehand: {error}")
+    refuse_memory(policy, before)
+    refuse_changes(policy, examples, expected, again)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             function = _compile(policy, replicas)
     except Exception as error:  # whatever Numba raises for what it cannot compile
-        return replace(policy, why=_first_line(error))
+        return replace(policy, why=f"it cannot be compiled ({plain_reason(error, policy.function)})")
     done = replace(policy, address=function.address, kept=function)
     if not np.array_equal(_ask(done, function.ctypes, examples), expected):
         return replace(policy, why="its machine code gives other answers")
@@ -78,10 +89,3 @@ def _ask(policy: Policy, function: Callable[..., Any], examples: Examples) -> ND
 def _addresses(array: NDArray[Any]) -> list[int]:
     """Of its rows."""
     return [address(array) + i * array.strides[0] for i in range(len(array))]
-
-
-def _first_line(error: Exception) -> str:
-    """What is wrong, of Numba's many lines."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("Failed in", "-", "During:"))]
-    return f"it cannot be compiled ({(telling or [type(error).__name__])[0][:150]})"

@@ -36,7 +36,7 @@ class Policy:
     why: str | None = None
     kept: object = None
 
-    def ask(self, *arguments: object) -> Any:
+    def ask(self, *arguments: Any) -> Any:
         """Call it.
 
         Raises:
@@ -46,9 +46,12 @@ class Policy:
             return self.function(*arguments)
         except (Exception, SystemExit) as error:
             raise InputError(
-                f"{self.what} raised {type(error).__name__}: {error}",
+                f"{self.what} raised {type(error).__name__} for {asked(arguments[0])}: {error}",
                 where=self.name,
                 expected=_SEES[self.what],
+                near=(error.name, _FIELDS[self.what])
+                if isinstance(error, AttributeError) and error.name
+                else None,
             ) from error
 
     def index(self, request: RequestView, replicas: Sequence[ReplicaView]) -> int:
@@ -63,7 +66,8 @@ class Policy:
             or not isinstance(answer, int | np.integer)
             or not 0 <= answer < len(replicas)
         ):
-            raise self._refused(answer, f"the index of a replica, 0 to {len(replicas) - 1}")
+            expected = f"a whole number, the index of a replica: 0 to {len(replicas) - 1}"
+            raise self._refused(answer, request, expected)
         return int(answer)
 
     def key(self, request: RequestView) -> float:
@@ -74,7 +78,7 @@ class Policy:
         """
         answer = self.ask(request)
         if math.isnan(number := _as_double(answer)):
-            raise self._refused(answer, "a number; the smallest is served first")
+            raise self._refused(answer, request, "a number; the smallest is served first")
         return number
 
     def seconds(self, work: StepWork) -> float:
@@ -85,19 +89,35 @@ class Policy:
         """
         answer = self.ask(work)
         if not LEAST_STEP_S <= (seconds := _as_double(answer)) <= MOST_STEP_S:
-            raise self._refused(answer, f"seconds, {LEAST_STEP_S:g} to {MOST_STEP_S:g}")
+            raise self._refused(answer, work, f"seconds, {LEAST_STEP_S:g} to {MOST_STEP_S:g}")
         return seconds
 
-    def _refused(self, answer: object, expected: str) -> InputError:
-        return InputError(f"bad answer of {self.what}", where=self.name, value=answer, expected=expected)
+    def _refused(self, answer: object, question: RequestView | StepWork, expected: str) -> InputError:
+        shown = repr(answer)  # None too, which is what a branch without `return` answers
+        problem = f"bad answer of {self.what} for {asked(question)} (got {shown[:100]})"
+        return InputError(problem, where=self.name, expected=expected)
+
+
+def asked(question: RequestView | StepWork) -> str:
+    """Which question it was."""
+    if not isinstance(question, RequestView):
+        return str(question)
+    row, arrival_s, prompt_tokens = question.row, question.arrival_s, question.prompt_tokens
+    return f"request.row {row} (arrival_s {arrival_s:g}, prompt_tokens {prompt_tokens})"
 
 
 _REQUEST, _REPLICAS, _WORK = (", ".join(record.names or ()) for record in (ARRIVAL, VIEW, WORK))
 
 _SEES = {
-    "router": f"a function of a request ({_REQUEST}) and replicas ({_REPLICAS})",
-    "scheduling_policy": f"a function of a request ({_REQUEST})",
-    "timing": f"a function of a step's work ({_WORK})",
+    "router": f"a function of a RequestView ({_REQUEST}) and a list of ReplicaView ({_REPLICAS})",
+    "scheduling_policy": f"a function of a RequestView ({_REQUEST})",
+    "timing": f"a function of a StepWork ({_WORK})",
+}
+
+_FIELDS = {
+    "router": (*(ARRIVAL.names or ()), *(VIEW.names or ())),
+    "scheduling_policy": ARRIVAL.names or (),
+    "timing": WORK.names or (),
 }
 
 _PARAMETERS = {"router": 2, "scheduling_policy": 1, "timing": 1}

@@ -98,6 +98,10 @@ class FixedView:
     matched_blocks: int
 
 
+# Errors of policies name these; both are what is documented as ReplicaView.
+LiveView.__name__ = LiveView.__qualname__ = FixedView.__name__ = FixedView.__qualname__ = "ReplicaView"
+
+
 def arrivals(table: pl.DataFrame, block_size: int) -> NDArray[Any]:
     """ARRIVAL of every request of a table."""
     seen = np.zeros(len(table), ARRIVAL)
