@@ -28,13 +28,14 @@ def _start(c: Chains, row: Integer) -> Integer:
 @inlined
 def _depth_start(c: Chains, depth: Integer) -> Integer:
     """The first engine block that a chain of `depth` + 1 hashes names and a shorter one does not."""
-    return depth * c.trace_size // c.size
+    return at(c.depth_starts, c.num_depths, depth, INT64).value
 
 
 @inlined
 def _is(c: Chains, chain: Integer, parent: Integer, hashed: Integer) -> bool:
     """Whether a chain extends `parent` (-1 = nothing) by this hash."""
-    same = at(c.last_hashes, c.num_hashes, chain, INT64).value == hashed
+    origin = at(c.origins, c.num_hashes, chain, INT32).value
+    same = at(c.hashes, c.num_hashes, origin, INT64).value == hashed
     return same and at(c.parents, c.num_hashes, chain, INT32).value == parent
 
 
@@ -57,7 +58,7 @@ def _number(c: Chains, count: Integer, parent: Integer, hashed: Integer) -> Inte
 
     The first chain to extend one has most often the number after it: a new chain is extended at once by what
     follows in its row. Only chains of which that is not so are in the table, whose places are far apart in
-    memory.
+    memory. A row adds at most one to them: all that follow it in the row are new, too.
     """
     following = parent + 1
     if following == count or _is(c, following, parent, hashed):
@@ -77,13 +78,15 @@ def _number_chains(c: Chains) -> Integer:
             hashed = at(c.hashes, c.num_hashes, i, INT64).value
             chain = _number(c, count, parent, hashed)
             if chain == count:
-                at(c.parents, c.num_hashes, count, INT32).value = parent
-                at(c.last_hashes, c.num_hashes, count, INT64).value = hashed
-                at(c.first_keys, c.num_hashes, count, INT32).value = keys
-                count += 1
+                at(c.parents, c.num_hashes, chain, INT32).value = parent
+                at(c.origins, c.num_hashes, chain, INT32).value = i
+                at(c.numbers, c.num_hashes, i, INT32).value = keys
                 keys += _depth_start(c, i - first + 1) - _depth_start(c, i - first)
+                count += 1
+            else:
+                origin = at(c.origins, c.num_hashes, chain, INT32).value
+                at(c.numbers, c.num_hashes, i, INT32).value = at(c.numbers, c.num_hashes, origin, INT32).value
             parent = chain
-            at(c.numbers, c.num_hashes, i, INT32).value = at(c.first_keys, c.num_hashes, parent, INT32).value
     return keys
 
 
