@@ -50,6 +50,34 @@ def test_equal_keys_mean_equal_tokens(prompts, trace_size, block_size, chained):
             assert held.setdefault(key, prefix) == prefix
 
 
+@example([[1], [1, 2], [1, 3], [1, 2, 4], [1]], 2, 3)  # chains extended at once, later, and twice
+@given(
+    st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=9),
+    st.integers(1, 5),
+    st.integers(1, 5),
+)
+def test_chains_are_named_in_the_order_in_which_they_first_occur(rows, trace_size, block_size):
+    """What a dictionary of all beginnings says."""
+    firsts: dict[tuple[int, ...], int] = {}
+    wanted, free = [], 0
+    for row in rows:
+        keys: list[int] = []
+        for depth in range(1, len(row) + 1):
+            new = depth * trace_size // block_size - len(keys)
+            first = firsts.setdefault(tuple(row[:depth]), free)
+            free += new if first == free else 0
+            keys += range(first, first + new)
+        wanted.append(keys)
+    columns = {
+        "prompt_tokens": [len(row) * trace_size for row in rows],
+        "output_tokens": [1] * len(rows),
+        "block_hashes": rows,
+        "block_tokens": [trace_size] * len(rows),
+    }
+    source = BlockKeys(pl.DataFrame(columns, schema={name: SCHEMA[name] for name in columns}), block_size)
+    assert [source.keys(row) for row in range(len(rows))] == wanted
+
+
 @given(tokens, tokens, st.integers(1, 6), st.integers(1, 6))
 def test_equal_tokens_have_equal_keys_as_far_as_whole_trace_blocks_agree(one, two, trace_size, block_size):
     source = BlockKeys(table([one, two], [1, 1], trace_size), block_size)

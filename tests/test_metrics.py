@@ -46,9 +46,7 @@ def test_weighted_percentiles_are_those_of_the_values_written_out(pairs):
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300))
 def test_plain_percentiles_are_numpys(values):
     summary = summarise(values)
-    assert [summary[f"p{q}"] for q in (50, 90, 99)] == pytest.approx(
-        np.percentile(values, [50, 90, 99]).tolist(), rel=1e-12, abs=1e-9
-    )
+    assert [summary[f"p{q}"] for q in (50, 90, 99)] == np.percentile(values, [50, 90, 99]).tolist()
 
 
 @given(st.floats(0, 1e6), st.integers(1, 10**9))

@@ -132,7 +132,6 @@ def run(
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     from kavier.cli.progress import show_log
-    from kavier.report.console import print_page
     from kavier.report.files import summary_json
     from kavier.scenario import parse_scenario
 
@@ -143,6 +142,8 @@ def run(
     if json:
         typer.echo(summary_json(result), nl=False)
     else:
+        from kavier.report.console import print_page  # with rich, which takes 25 ms
+
         print_page(result, out)
 
 

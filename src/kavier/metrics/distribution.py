@@ -21,7 +21,7 @@ def summarise(values: ArrayLike, counts: ArrayLike | None = None) -> Summary:
     """
     array = np.asarray(values, dtype=np.float64)
     if counts is None:
-        return _summary(float(array.mean()), np.percentile(array, PERCENTILES)) if len(array) else NOTHING
+        return _summary(float(array.mean()), _plain_percentiles(array)) if len(array) else NOTHING
     weights = np.asarray(counts, dtype=np.int64)
     if weights.sum() == 0:
         return NOTHING
@@ -33,6 +33,20 @@ def summarise(values: ArrayLike, counts: ArrayLike | None = None) -> Summary:
 
 def _summary(mean: float, points: Iterable[float]) -> Summary:
     return {"mean": mean, **{f"p{q}": float(point) for q, point in zip(PERCENTILES, points, strict=True)}}
+
+
+def _plain_percentiles(values: NDArray[np.float64]) -> list[float]:
+    """As numpy.percentile, to the last bit; it selects several ranks at once, at four times the time."""
+    found, rest, passed = [], values.copy(), 0
+    for rank in (np.asarray(PERCENTILES) / 100 * (len(values) - 1)).tolist():
+        below = int(rank)
+        rest.partition(below - passed)
+        rest, passed = rest[below - passed :], below
+        low, share = float(rest[0]), rank - below
+        high = float(rest[1:].min(initial=np.inf)) if share else low
+        step = high - low
+        found.append(low + step * share if share < 0.5 else high - step * (1 - share))
+    return found
 
 
 def _percentiles(

@@ -60,7 +60,7 @@ class BlockKeys:
             return np.zeros(0, np.int32), np.zeros(rows + 1, np.int64)
         hashes = table["block_hashes"]
         starts = _starts(hashes.list.len().fill_null(0).to_numpy())
-        flat = np.array(hashes.explode(empty_as_null=False).drop_nulls().to_numpy(), np.uint64)
+        flat = hashes.explode(empty_as_null=False, keep_nulls=False).to_numpy()
         trace_size = int(table["block_tokens"].max() or 1)  # type: ignore[arg-type]
         if (most := len(flat) * (trace_size // self.block_size + 1)) > MOST_KEYS:
             raise InputError(

@@ -19,11 +19,12 @@ CHAINS = np.dtype(
         ("hashes", "i8"),  # u8, rows one after the other
         ("starts", "i8"),  # i8, where each row's begin; one more than rows
         ("numbers", "i8"),  # i4, out: first key of the chain that ends with each hash
-        ("table", "i8"),  # i4, a hash map from chains to their number + 1
+        ("table", "i8"),  # i4, a hash map from chains to their number + 1; a row adds one chain or none
         ("table_size", "i8"),  # a power of two
         ("parents", "i8"),  # i4, of each chain, -1 at the beginning
-        ("last_hashes", "i8"),  # u8, of each chain
-        ("first_keys", "i8"),  # i4, of each chain
+        ("origins", "i8"),  # i4, of each chain: the hash that it first ended with
+        ("num_depths", "i8"),
+        ("depth_starts", "i8"),  # i8, engine blocks before the one that ends with each of a row's hashes
         ("trace_size", "i8"),  # tokens of a hashed block
         ("size", "i8"),  # tokens of an engine block
         ("prompts", "i8"),  # i8, tokens
@@ -67,11 +68,13 @@ class Chains:
         self._record = np.zeros(1, CHAINS)
         self._kept: list[NDArray[np.generic]] = []
         count, rows = len(hashes), len(starts) - 1
-        slots = 1 << (2 * count).bit_length()
-        self._set(num_rows=rows, num_hashes=count, trace_size=trace_size, size=size, table_size=slots)
+        slots = 1 << (2 * rows).bit_length()
+        depth_starts = np.arange(np.diff(starts).max(initial=0) + 1) * trace_size // size
+        self._set(num_rows=rows, num_hashes=count, trace_size=trace_size, size=size)
+        self._set(table_size=slots, num_depths=len(depth_starts))
         self._point(hashes=hashes, starts=starts, numbers=np.empty(count, np.int32))
         self._point(table=np.zeros(slots, np.int32), parents=np.empty(count, np.int32))
-        self._point(last_hashes=np.empty(count, np.uint64), first_keys=np.empty(count, np.int32))
+        self._point(origins=np.empty(count, np.int32), depth_starts=depth_starts)
         LIBRARY.call(NUMBER_CHAINS, address(self._record))
 
     def choose_sources(self, prompts: Ints, outputs: Ints, heirs: Ints) -> Ints:

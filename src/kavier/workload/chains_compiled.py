@@ -28,23 +28,45 @@ def _start(c: Chains, row: Integer) -> Integer:
 @inlined
 def _depth_start(c: Chains, depth: Integer) -> Integer:
     """The first engine block that a chain of `depth` + 1 hashes names and a shorter one does not."""
-    return depth * c.trace_size // c.size
+    return at(c.depth_starts, c.num_depths, depth, INT64).value
 
 
 @inlined
-def _find(c: Chains, parent: Integer, hashed: Integer) -> Integer:
+def _is(c: Chains, chain: Integer, parent: Integer, hashed: Integer) -> bool:
+    """Whether a chain extends `parent` (-1 = nothing) by this hash."""
+    origin = at(c.origins, c.num_hashes, chain, INT32).value
+    same = at(c.hashes, c.num_hashes, origin, INT64).value == hashed
+    return same and at(c.parents, c.num_hashes, chain, INT32).value == parent
+
+
+@inlined
+def _place(c: Chains, parent: Integer, hashed: Integer) -> Integer:
     """Where the table holds a chain, or would."""
     mixed = parent * ODD ^ hashed
     mixed = (mixed ^ (mixed >> 29)) * ODD_TOO
     place = (mixed ^ (mixed >> 32)) & (c.table_size - 1)
     while True:
         found = at(c.table, c.table_size, place, INT32).value - 1
-        if found < 0:
-            return place
-        same = at(c.last_hashes, c.num_hashes, found, INT64).value == hashed
-        if same and at(c.parents, c.num_hashes, found, INT32).value == parent:
+        if found < 0 or _is(c, found, parent, hashed):
             return place
         place = (place + 1) & (c.table_size - 1)
+
+
+@inlined
+def _number(c: Chains, count: Integer, parent: Integer, hashed: Integer) -> Integer:
+    """Number of the chain that extends `parent` by this hash; if it is new `count`, that of the next new one.
+
+    The first chain to extend one has most often the number after it: a new chain is extended at once by what
+    follows in its row. Only chains of which that is not so are in the table, whose places are far apart in
+    memory. A row adds at most one to them: all that follow it in the row are new, too.
+    """
+    following = parent + 1
+    if following == count or _is(c, following, parent, hashed):
+        return following
+    slot = at(c.table, c.table_size, _place(c, parent, hashed), INT32)
+    if slot.value == 0:
+        slot.value = count + 1
+    return slot.value - 1
 
 
 @compiled
@@ -54,16 +76,17 @@ def _number_chains(c: Chains) -> Integer:
         first, parent = _start(c, row), -1
         for i in range(first, _start(c, row + 1)):
             hashed = at(c.hashes, c.num_hashes, i, INT64).value
-            slot = at(c.table, c.table_size, _find(c, parent, hashed), INT32)
-            if slot.value == 0:
-                at(c.parents, c.num_hashes, count, INT32).value = parent
-                at(c.last_hashes, c.num_hashes, count, INT64).value = hashed
-                at(c.first_keys, c.num_hashes, count, INT32).value = keys
-                count += 1
-                slot.value = count
+            chain = _number(c, count, parent, hashed)
+            if chain == count:
+                at(c.parents, c.num_hashes, chain, INT32).value = parent
+                at(c.origins, c.num_hashes, chain, INT32).value = i
+                at(c.numbers, c.num_hashes, i, INT32).value = keys
                 keys += _depth_start(c, i - first + 1) - _depth_start(c, i - first)
-            parent = slot.value - 1
-            at(c.numbers, c.num_hashes, i, INT32).value = at(c.first_keys, c.num_hashes, parent, INT32).value
+                count += 1
+            else:
+                origin = at(c.origins, c.num_hashes, chain, INT32).value
+                at(c.numbers, c.num_hashes, i, INT32).value = at(c.numbers, c.num_hashes, origin, INT32).value
+            parent = chain
     return keys
 
 
@@ -118,11 +141,19 @@ def _choose_sources(c: Chains) -> Integer:
 
 @compiled
 def _write_keys(c: Chains) -> Integer:
+    keys, num_keys = c.keys, c.num_keys  # read once: stores to keys might be to the record, as LLVM sees it
     for row in range(c.num_rows):
-        source = at(c.sources, c.num_rows, row, INT64).value
+        hashed = _start(c, at(c.sources, c.num_rows, row, INT64).value)
         first = at(c.firsts, c.num_rows + 1, row, INT64).value
-        for i in range(at(c.firsts, c.num_rows + 1, row + 1, INT64).value - first):
-            at(c.keys, c.num_keys, first + i, INT32).value = _key(c, source, i)
+        count = at(c.firsts, c.num_rows + 1, row + 1, INT64).value - first
+        index = depth = 0
+        while index < count:
+            offset = at(c.numbers, c.num_hashes, hashed + depth, INT32).value - index
+            depth += 1
+            end = smaller(_depth_start(c, depth), count)
+            for i in range(index, end):
+                at(keys, num_keys, first + i, INT32).value = offset + i
+            index = end
     return 0
 
 

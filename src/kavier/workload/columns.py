@@ -151,8 +151,9 @@ def _cast_lists(series: pl.Series, at: At) -> pl.Series:
     if inner is None or not inner.is_integer():
         raise InputError(f"values of type {series.dtype}", where=at(0, series.name), expected=_NAMES[_LISTS])
     cast = series.cast(_LISTS, strict=False)
-    holes = cast.list.drop_nulls().list.len() != cast.list.len()
-    refuse(holes, series, at, "a missing or impossible value in the list", _NAMES[_LISTS])
+    if cast.explode(empty_as_null=False, keep_nulls=False).null_count():
+        holes = cast.list.drop_nulls().list.len() != cast.list.len()  # 0.4 us a row
+        refuse(holes, series, at, "a missing or impossible value in the list", _NAMES[_LISTS])
     return cast
 
 

@@ -209,10 +209,11 @@ def _order(table: pl.DataFrame) -> tuple[np.ndarray, dict[str, int]]:
     no_prompt = (table["prompt_tokens"] == 0).to_numpy() & ~no_output
     rows = np.flatnonzero(~no_output & ~no_prompt)
     arrival_s = table["arrival_s"].to_numpy()[rows]
-    return rows[np.argsort(arrival_s, kind="stable")], {
+    sorted_rows = int((arrival_s[1:] < arrival_s[:-1]).sum())
+    return rows[np.argsort(arrival_s, kind="stable")] if sorted_rows else rows, {
         "dropped_zero_output_tokens": int(no_output.sum()),
         "dropped_zero_prompt_tokens": int(no_prompt.sum()),
-        "sorted_rows": int((np.diff(arrival_s) < 0).sum()),
+        "sorted_rows": sorted_rows,
     }
 
 
