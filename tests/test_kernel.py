@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from kavier.ecosystem.gpu import find_gpu
 from kavier.ecosystem.models import find_model
 from kavier.ecosystem.vllm_versions import RULES
+from kavier.errors import InputError
 from kavier.metrics.power import SaturatingPower
 from kavier.metrics.sums import with_sums
 from kavier.metrics.timeline import Totals
@@ -258,6 +259,26 @@ def test_full_buffers_change_nothing(monkeypatch, router, size):
 
 def vars_of(totals: Totals) -> dict[str, Any]:
     return dataclasses.asdict(totals)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("router", ["round-robin", "least-outstanding"])
+def test_a_sink_that_fails_ends_the_run(workers, router):
+    engine = Engine(max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64)
+    taken = []
+
+    def take(replica: int, end: int) -> None:
+        taken.append((replica, end))
+        if len(taken) == 50:
+            raise InputError("no more")
+
+    sampling = Sampling(0.0, 0.01, sink=lambda replica, _, end: partial(take, replica, end))
+    with small_pieces(10), pytest.raises(InputError, match="no more"):
+        simulate_compiled(
+            long_case(3000), engine, ROUGH, num_gpu_blocks=90, replicas=7, router=router, sampling=sampling,
+            workers=workers,
+        )  # fmt: skip
+    assert len(taken) == 50
 
 
 def assert_same_run(one: CompiledResult, other: CompiledResult, interval_s: float = 0.01) -> None:

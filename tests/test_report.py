@@ -18,8 +18,9 @@ from kavier.errors import InputError
 from kavier.report.amounts import amount, duration, latency, level, power
 from kavier.report.catalog import print_catalog, print_entry
 from kavier.report.console import glossary, print_explanation, print_glossary, print_page
-from kavier.report.files import check_folder, summary_json, write_run
+from kavier.report.files import RunFolder, check_folder, summary_json, write_run
 from kavier.report.over_time import sparkline
+from kavier.report.parquet import ParquetStream
 from kavier.report.workload import print_info, print_written
 from kavier.runner import Result
 from kavier.workload.read import read_trace
@@ -91,6 +92,42 @@ def test_an_earlier_run_is_replaced_whole_and_other_files_are_left_alone(result,
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["makespan_s"] == -1.0
     assert len(pl.read_parquet(out / "requests.parquet")) == 1
+
+
+def test_a_timeline_is_written_while_it_grows(result, tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        for index in range(100):
+            folder.add_rows(result.timeline.slice(index, 1))
+        folder.add_rows(result.timeline.slice(100))
+        assert not (tmp_path / "run").exists()
+        assert not folder.finish(result)
+    assert pl.read_parquet(tmp_path / "run" / "timeline.parquet").equals(result.timeline)
+    assert files_in(tmp_path) == {"run"}
+
+
+def test_a_run_that_fails_leaves_nothing(result, tmp_path):
+    def fail() -> None:
+        with RunFolder(tmp_path / "run") as folder:
+            folder.add_rows(result.timeline)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert files_in(tmp_path) == set()
+
+
+def test_a_full_disk_is_told_at_the_end():
+    rows = pl.DataFrame({"a": np.random.default_rng(0).random(1 << 16)})
+    stream = ParquetStream(Path("/dev/full"), dict(rows.schema))
+    stream.add(rows)
+    with pytest.raises(OSError, match=r"^No space left on device"):
+        stream.close()
+
+
+def test_a_file_that_cannot_be_made_is_told_at_the_end(tmp_path):
+    stream = ParquetStream(tmp_path / "missing" / "a.parquet", {"a": pl.Float64()})
+    with pytest.raises(FileNotFoundError):
+        stream.close()
 
 
 def test_an_empty_folder_will_do(result, tmp_path):

@@ -13,7 +13,7 @@ from polars.io.plugins import register_io_source
 
 POLARS_PREFIX = "parquet: File out of specification: underlying IO error: "
 
-WAITING = 8
+WAITING = 16
 """Pieces that wait for the writer; whoever brings more waits himself."""
 
 
@@ -36,7 +36,7 @@ class ParquetStream:
         """Add rows at the end.
 
         Raises:
-            OSError: The file cannot be written.
+            OSError: The file cannot be written, and polars has told so: mostly it does at the end.
         """
         self._put(rows)
         self._check()

@@ -29,8 +29,11 @@ Several threads read at once; pieces are taken over one after the other, in an o
 threads, and those of a replica in order of time.
 """
 
-FIRST_CELLS, PIECE, LEAST_PIECE, ALL_PIECES = 64, 1 << 15, 1 << 10, 1 << 22
-"""Cells: room at first; of a piece, at most and at least; of one piece of every replica."""
+FIRST_CELLS, PIECE, LEAST_PIECE, ALL_PIECES = 64, 7 << 12, 7 << 7, 1 << 22
+"""Cells: room at first, which doubles; of a piece, at most and at least; of one piece of every replica.
+
+Sevens, so that little is left to move to the front when a piece is taken out of a power of two.
+"""
 
 FIRST_STEPS, MOST_STEPS = 64, 1 << 14
 
@@ -40,7 +43,10 @@ AHEAD = 8
 
 def cells_a_piece(replicas: int) -> int:
     """What so many replicas have room for."""
-    return min(PIECE, max(LEAST_PIECE, ALL_PIECES // replicas))
+    size = PIECE
+    while size > LEAST_PIECE and size * replicas > ALL_PIECES:
+        size //= 2
+    return size
 
 
 class Output:
@@ -86,7 +92,8 @@ class Output:
         while is_final(self._cells[: timeline["num_cells"]], size, timeline, self._record["end_s"]):
             self._give(self._cells[:size], int(self._cells["interval"][size]))
             left = int(timeline["num_cells"]) - size
-            self._cells[:left] = self._cells[size : size + left]
+            flat = self._cells.view(np.int64).reshape(len(self._cells), -1)  # records are moved one by one
+            flat[:left] = flat[size : size + left]
             timeline["num_cells"] = left
 
     def rest(self) -> Array:
