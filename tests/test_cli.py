@@ -44,7 +44,7 @@ class ParsedError(Exception):
 def parsed(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scenario that `kavier run` makes of its arguments."""
 
-    def instead(scenario: Scenario, *_: object) -> None:
+    def instead(scenario: Scenario, *_: object, **__: object) -> None:
         raise ParsedError(scenario)
 
     def parse(*arguments: str | Path) -> Scenario:
@@ -413,7 +413,7 @@ def test_an_infinite_rate_sends_the_first_turn_of_all_at_once(here: Path, preset
 
 
 def test_what_pydantic_refuses_anywhere_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         Scenario.model_validate({"fleet": {"gpus": "H100"}})
 
     monkeypatch.setattr("kavier.runner.simulate", refuse)

@@ -81,7 +81,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
+        with suppress(OSError, KeyboardInterrupt):  # the error that ended it all, or `finish` has told
             self._timeline.close()
         with suppress(OSError):
             self._scratch.cleanup()

@@ -28,7 +28,7 @@ class ParquetStream:
     def __init__(self, path: Path, schema: dict[str, pl.DataType]) -> None:
         self._path, self._schema = path, schema
         self._pieces: queue.Queue[pl.DataFrame | None] = queue.Queue(WAITING)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="parquet", daemon=True)
         self._thread.start()
 
@@ -70,7 +70,7 @@ class ParquetStream:
             source = register_io_source(self._take, schema=self._schema)
             # It may be long: level 1 takes half the time of the default and a sixth more room.
             source.sink_parquet(self._path, compression="zstd", compression_level=1)
-        except Exception as error:
+        except BaseException as error:
             self._error = error
 
     def _take(self, *_: Any) -> Iterator[pl.DataFrame]:
