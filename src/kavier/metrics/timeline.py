@@ -208,10 +208,9 @@ class Timeline:
             yield from (_Piece(replica, piece, end) for piece, end in zip(whole, ends_s, strict=True))
 
     def _rows(self, pieces: Sequence[_Piece]) -> _Rows:
-        cells = pieces[0].cells if len(pieces) == 1 else np.concatenate([piece.cells for piece in pieces])
         counts = np.array([len(piece.cells) for piece in pieces])
         behind = np.cumsum(counts)
-        sums = _by_name(cells)
+        sums = _by_name([piece.cells for piece in pieces])
         starts_s = self._interval_s * sums["interval"]
         ends_s = np.append(starts_s[1:], 0.0)
         ends_s[behind - 1] = [piece.end_s for piece in pieces]
@@ -243,9 +242,10 @@ class Timeline:
         self._keep(rows.frame)
 
 
-def _by_name(cells: Cells) -> dict[str, NDArray[Any]]:
+def _by_name(pieces: Sequence[Cells]) -> dict[str, NDArray[Any]]:
     """Each field as an array of its own: all in one turn, which is four times as fast as one by one."""
-    turned = np.array(cells.view(np.int64).reshape(len(cells), -1).T, order="C")
+    flat = [piece.view(np.int64).reshape(len(piece), -1) for piece in pieces]
+    turned = np.array((flat[0] if len(flat) == 1 else np.concatenate(flat)).T, order="C")
     return {name: row.view(CELL[name]) for name, row in zip(CELL.names or (), turned, strict=True)}
 
 
