@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -279,6 +280,22 @@ def test_a_sink_that_fails_ends_the_run(workers, router):
             workers=workers,
         )  # fmt: skip
     assert len(taken) == 50
+
+
+def test_a_thread_that_cannot_start_ends_the_run(monkeypatch):
+    class OneThread(ThreadPoolExecutor):
+        def submit(self, *arguments, **more):
+            if self._work_queue.qsize() or self._threads:
+                raise RuntimeError("can't start new thread")
+            return super().submit(*arguments, **more)
+
+    monkeypatch.setattr(play, "ThreadPoolExecutor", OneThread)
+    engine = Engine(max_model_len=1024, max_num_seqs=8, max_num_batched_tokens=64)
+    sampling = Sampling(0.0, 0.01, sink=lambda *_: lambda: None)
+    with small_pieces(10), pytest.raises(RuntimeError, match="new thread"):
+        simulate_compiled(
+            long_case(3000), engine, ROUGH, num_gpu_blocks=90, replicas=3, sampling=sampling, workers=3
+        )
 
 
 def assert_same_run(one: CompiledResult, other: CompiledResult, interval_s: float = 0.01) -> None:

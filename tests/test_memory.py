@@ -132,7 +132,7 @@ def test_an_override_replaces_the_count_and_the_check_of_one_request():
 def test_gpus_must_share_the_heads_evenly():
     with pytest.raises(InputError, match=r"heads \(32, 8 of .*\) must be divisible .* \(3\).*1, 2, 4, 8"):
         memory(tensor_parallel_size=3)
-    with pytest.raises(InputError, match=r"heads \(40, 10 of .*size of 1, 2$"):
+    with pytest.raises(InputError, match=r"heads \(40, 10 of .*size of 1, 2, 5, 10, 20, 40$"):
         memory("phi-4", tensor_parallel_size=4)
 
 

@@ -15,6 +15,7 @@ import yaml
 
 import kavier
 from kavier.errors import InputError
+from kavier.metrics.course import Course
 from kavier.report.amounts import amount, duration, latency, level, power
 from kavier.report.catalog import print_catalog, print_entry
 from kavier.report.console import glossary, print_explanation, print_glossary, print_page
@@ -128,6 +129,23 @@ def test_a_file_that_cannot_be_made_is_told_at_the_end(tmp_path):
     stream = ParquetStream(tmp_path / "missing" / "a.parquet", {"a": pl.Float64()})
     with pytest.raises(FileNotFoundError):
         stream.close()
+
+
+def test_what_a_killed_run_left_is_in_nobodys_way(result, tmp_path):
+    (tmp_path / ".kavier-x").mkdir()
+    write_run(result, tmp_path)
+    assert files_in(tmp_path) == KEPT | {".kavier-x"}
+
+
+def test_the_error_that_ended_a_run_is_told_and_nothing_stays(result, tmp_path):
+    def fail() -> None:
+        with RunFolder(tmp_path / "run") as folder:
+            folder.add_rows(pl.DataFrame({"other": [1]}))  # the writer fails too
+            raise KeyError("original")
+
+    with pytest.raises(KeyError, match="original"):
+        fail()
+    assert files_in(tmp_path) == set()
 
 
 def test_an_empty_folder_will_do(result, tmp_path):
@@ -304,8 +322,9 @@ def test_the_page_shows_the_numbers_of_the_summary(result, capsys, monkeypatch):
     ]
     rent = next(line for line in text.splitlines() if line.startswith("Rent"))
     assert f"{summary['cost']['usd_per_million_tokens']:.4g} USD" in rent
-    watts = float(re.findall(r"([\d.,]+) W mean", text)[0])
-    assert watts == pytest.approx(summary["energy"]["gpu_kwh"] * 3.6e6 / summary["makespan_s"], rel=2e-3)
+    facility = next(line for line in text.splitlines() if line.startswith("Facility energy"))
+    watts = float(re.findall(r"([\d.,]+) W mean", facility)[0])
+    assert watts == pytest.approx(summary["energy"]["facility_kwh"] * 3.6e6 / summary["makespan_s"], rel=2e-3)
 
 
 def test_the_page_tells_the_fleet_from_a_replica(result, capsys, monkeypatch):
@@ -329,7 +348,11 @@ def test_what_one_request_keeps_busy_is_not_full(tmp_path):
 def with_large_fleet(result, times):
     """The same run by so many times as many replicas, each as it was."""
     levels = ("running", "waiting", "used_blocks", "energy_j")
-    return replace(result, timeline=result.timeline.with_columns(pl.col(name) * times for name in levels))
+    course, rows = Course(levels, 0.1), result.timeline
+    starts_s, lengths_s = rows["start_s"].to_numpy() - rows["start_s"][0], rows["interval_s"].to_numpy()
+    amounts = {name: rows[name].to_numpy() * lengths_s * times for name in levels[:3]}
+    course.add(starts_s, starts_s + lengths_s, amounts | {"energy_j": rows["energy_j"].to_numpy() * times})
+    return replace(result, course=course)
 
 
 @pytest.mark.parametrize("width", [None, 80, 120])
@@ -340,6 +363,7 @@ def test_plots_are_as_long_as_captions_allow(result, capsys, monkeypatch, width,
     assert len(plots) == 3
     assert not any("…" in line for line in plots)
     assert len({line.index("up to") for line in plots}) == 1
+    assert (text == page(result, capsys, monkeypatch, width)) == (times == 1)
     assert max(map(len, plots)) <= min(width or 100, 100)
 
 

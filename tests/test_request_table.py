@@ -57,14 +57,18 @@ def test_absent_optional_columns_stay_absent():
     assert make(tenant=["a", "b", "c"]).requests.columns == [*BASE, "tenant"]
 
 
-def test_a_missing_column_is_named_with_the_nearest_given_one():
+def test_a_missing_column_is_named_with_those_that_are_there():
     frame = pl.DataFrame(BASE).rename({"prompt_tokens": "promt_tokens"})
-    with pytest.raises(InputError, match=r"missing column 'prompt_tokens'; did you mean promt_tokens\?"):
+    with pytest.raises(
+        InputError, match=r"missing column 'prompt_tokens'; expected it beside .*promt_tokens"
+    ):
         make_workload(frame, source="t", format="test")
 
 
 def test_an_unknown_column_is_named_with_the_nearest_known_one():
-    assert refusal(sesion_id=["a", "b", "c"]) == "t: unknown column 'sesion_id'; did you mean session_id?"
+    told = refusal(sesion_id=["a", "b", "c"])
+    assert told.startswith("t: unknown column 'sesion_id'; expected arrival_s, prompt_tokens, ")
+    assert told.endswith("; did you mean session_id?")
 
 
 @pytest.mark.parametrize(

@@ -387,7 +387,7 @@ NATIVE_LINE = '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1}\n'
         ("arrival_s,prompt_tokens\n1,2\n", "missing column 'output_tokens' of native"),
         (
             "arrival_s,prompt_tokens,output_tokens,sesion_id\n1,2,3,a\n",
-            "unknown column 'sesion_id'; did you mean session_id?",
+            "unknown column 'sesion_id'; expected arrival_s, prompt_tokens, output_tokens",
         ),
         ("a,b\n1,2\n", "no trace format has these columns (columns found: 'a', 'b'); expected native: "),
         ("TIMESTAMP,ContextTokens\n", "missing column 'GeneratedTokens' of azure"),

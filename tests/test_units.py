@@ -113,7 +113,8 @@ def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
     names = " ".join(result)
     assert names == (
         "gpu_kwh facility_kwh j_per_output_token "
-        "gpu_wh_per_million_tokens facility_wh_per_million_tokens mean_gpu_w"
+        "gpu_wh_per_million_tokens facility_wh_per_million_tokens mean_gpu_w "
+        "mean_facility_w"
     )
     assert result["gpu_kwh"] == 2.0
     assert result["facility_kwh"] == 3.0
@@ -127,7 +128,8 @@ def test_prototype_error_energy_was_multiplied_by_latency(stretch):
         energy(1.8e6, pue=1.2, makespan_s=time_s, output_tokens=10, total_tokens=10)
         for time_s in (stretch, 1.0)
     )
-    assert drawn | {"mean_gpu_w": None} == short | {"mean_gpu_w": None}
+    rates = {"mean_gpu_w": None, "mean_facility_w": None}
+    assert drawn | rates == short | rates
     assert drawn["facility_kwh"] is not None
     grams = carbon(drawn["facility_kwh"], gco2_per_kwh=400.0, tokens=10)["operational_gco2e"]
     assert grams == pytest.approx(0.5 * 1.2 * 400, rel=1e-12)

@@ -89,7 +89,8 @@ def simulate(
         scheduling_policy: Likewise, of `engine.scheduling_policy`.
         timing: Likewise, of `timing`.
         keep_timeline: Is given the rows of the timeline as soon as they are final, those of a replica in
-            order of time, in the place of `Result.timeline`: for timelines that do not fit into memory.
+            order of time, in the place of `Result.timeline`: for timelines that do not fit into memory. (The
+            reference engine keeps every step until the end.)
 
     Raises:
         InputError: Whatever is wrong with the scenario, its trace, or what it names.
@@ -243,11 +244,11 @@ class _Run:
             "seed": scenario.seed,
             "progress": None if progress is None else lambda ended: progress(ended, total),
         }
-        if uncompiled := self._uncompiled():
-            _LOG.warning("%s: the reference engine plays, at a few hundred requests a second", uncompiled)
-        why = uncompiled or covers(
+        why = self._uncompiled() or covers(
             requests, scenario.engine, self.timing, num_gpu_blocks=blocks, max_concurrency=limit
         )
+        if why is not None:
+            _LOG.warning("%s: the reference engine plays, at a few hundred requests a second", why)
         if why is None:
             assert isinstance(self.timing, Compilable)
             return simulate_compiled(

@@ -36,8 +36,8 @@ VllmVersion = Literal["0.11", "0.14", "0.20", "0.25", "0.33"]
 
 def release(version: object) -> str:
     """v0.33.0 is 0.33: patch releases are not told apart. YAML reads 0.20 as the number 0.2."""
-    if isinstance(version, float) and f"{version:.2f}" in get_args(VllmVersion):
-        return f"{version:.2f}"
+    if isinstance(version, float) and (names := [v for v in get_args(VllmVersion) if float(v) == version]):
+        return str(names[0])
     return re.sub(r"^v?(\d+\.\d+)(\.\d+)?$", r"\1", str(version))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from io import TextIOWrapper
@@ -50,6 +51,7 @@ def main() -> None:
     """Run the command line; bad input ends with one line on stderr and exit code 2."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a page with bars, or a path that is no text, in ASCII
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(standalone_mode=False)  # 130 after Ctrl-C
         if sys.stdout:  # None when it was closed before the start
@@ -69,6 +71,11 @@ def main() -> None:
         _drop_output()
         _fail(str(error))
     sys.exit(status)
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    """Tidy up first: by itself SIGTERM ends a process on the spot, and what it was writing would stay."""
+    sys.exit(128 + number)
 
 
 def _drop_output() -> None:

@@ -89,11 +89,18 @@ def refuse_contradictions(engine: Engine, max_model_len: int) -> None:
 
 def _notes(engine: Engine, gpu: GpuSpec, tokens: int, seqs: int, max_model_len: int) -> list[str]:
     by = f"vLLM {engine.vllm_version}'s default on {gpu.name}"
+    usual_tokens, usual_seqs = batch_defaults(gpu, large=rules_of(engine).large_gpu_defaults)
     notes = []
     if engine.max_num_batched_tokens is None:
-        notes.append(f"max_num_batched_tokens = {tokens} ({by})")
+        why = by
+        if tokens > usual_tokens:
+            why = f"{by} is {usual_tokens}; without chunked prefill at least max_model_len"
+        elif tokens < usual_tokens:
+            why = f"{by} is {usual_tokens}; at most max_num_seqs x max_model_len"
+        notes.append(f"max_num_batched_tokens = {tokens} ({why})")
     if engine.max_num_seqs is None:
-        notes.append(f"max_num_seqs = {seqs} ({by})")
+        why = by if seqs == usual_seqs else f"{by} is {usual_seqs}; at most max_num_batched_tokens"
+        notes.append(f"max_num_seqs = {seqs} ({why})")
     if tokens > seqs * max_model_len:
         notes.append(
             f"max_num_batched_tokens ({tokens}) exceeds max_num_seqs x max_model_len; vLLM warns of it"

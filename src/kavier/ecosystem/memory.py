@@ -188,7 +188,7 @@ def _check_heads(model: ModelSpec, gpus: int) -> None:
             f"by tensor parallel size ({gpus})",
             where=model.name,
             expected="engine.tensor_parallel_size of "
-            + ", ".join(str(size) for size in TENSOR_PARALLEL_SIZES if _splits(model, size)),
+            + ", ".join(str(size) for size in range(1, attention.heads + 1) if _splits(model, size)),
         )
 
 
@@ -210,11 +210,17 @@ def _does_not_fit(
         f"{model.name} does not fit on {engine.tensor_parallel_size} x {gpu.name}: weights and reserves need "
         f"{bytes_to_gib(short_bytes):.2f} GiB more a GPU than gpu_memory_utilization "
         f"{memory_utilization(engine)} of {bytes_to_gib(gpu.memory_bytes):.2f} GiB leaves",
-        expected=f"engine.tensor_parallel_size {enough[0]}"
+        expected=f"engine.tensor_parallel_size {enough[0]}{_more_memory(engine)}"
         if enough
         else "a GPU with more memory, a smaller or quantised model, or a shorter engine.max_model_len: "
         "8 of these do not hold it either",
     )
+
+
+def _more_memory(engine: Engine) -> str:
+    """What to try before more GPUs, if less was given than vLLM takes by itself."""
+    usual = memory_utilization(engine.model_copy(update={"gpu_memory_utilization": None}))
+    return f", or engine.gpu_memory_utilization {usual}" if memory_utilization(engine) < usual else ""
 
 
 def _fits(model: ModelSpec, gpu: GpuSpec, engine: Engine, gpus: int, step: tuple[int, int]) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 BINS = 2048
-"""Between half as many and all are in use: they double in length when the run outgrows them."""
+"""They double in length when the run outgrows them: then half of them are in use."""
 
 
 class Course:

@@ -46,4 +46,5 @@ def energy(
         "gpu_wh_per_million_tokens": per_million(gpu_kwh * WH_PER_KWH, total_tokens),
         "facility_wh_per_million_tokens": per_million(gpu_kwh * pue * WH_PER_KWH, total_tokens),
         "mean_gpu_w": gpu_j / makespan_s if makespan_s else None,
+        "mean_facility_w": gpu_j * pue / makespan_s if makespan_s else None,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from kavier.metrics.distribution import Summary, summarise
+from kavier.metrics.distribution import NOTHING, Summary, summarise
 from kavier.scenario import Slo
 
 TTFT = pl.col("first_token_s") - pl.col("arrival_s")
@@ -36,10 +36,12 @@ def latency(finished: pl.DataFrame, token_gaps: pl.DataFrame) -> dict[str, Summa
 
 def _itl(finished: pl.DataFrame, token_gaps: pl.DataFrame) -> Summary:
     """Percentiles from the counted gaps, rounded down by at most 2^-12; the mean from the requests."""
-    summary = summarise(token_gaps["gap_s"].to_numpy(), token_gaps["count"].to_numpy())
     gaps = int(finished["output_tokens"].sum()) - len(finished)
+    if not gaps:
+        return NOTHING
+    summary = summarise(token_gaps["gap_s"].to_numpy(), token_gaps["count"].to_numpy())
     total_s = float(np.sum(finished["finish_s"].to_numpy() - finished["first_token_s"].to_numpy()))
-    return summary | {"mean": total_s / gaps if gaps else None}
+    return summary | {"mean": total_s / gaps}
 
 
 def window(requests: pl.DataFrame, end_s: float | None) -> tuple[float, float]:

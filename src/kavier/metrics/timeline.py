@@ -147,9 +147,6 @@ class Timeline:
         keep: Is given the rows. Those of a replica come in order of time.
         intensity: Carbon intensity (gCO2e/kWh) of intervals, from their starts and lengths.
         origin_s: Where the clock of the rows stands at zero.
-
-    Raises:
-        InputError: What `intensity` raises.
     """
 
     def __init__(
@@ -169,14 +166,18 @@ class Timeline:
         self.course = Course(COURSE, interval_s)
 
     def __call__(self, replica: int, cells: Cells, end: int) -> Callable[[], None]:
-        """Read a piece; what is returned gives its rows on."""
+        """Read a piece; what is returned gives its rows on.
+
+        Raises:
+            InputError: What `intensity` raises.
+        """
         return partial(self._take, self._rows([_Piece(replica, cells, self._interval_s * end)]))
 
     def close(self, cells: Sequence[Sequence[Cells]], end_s: float) -> None:
         """Take what is left of every replica, up to the end of the run.
 
         Raises:
-            InputError: Intervals too fine to number.
+            InputError: Intervals too fine to number, and what `intensity` raises.
         """
         length_s = end_s - self._start_s
         for pieces in _batches(self._last_pieces(cells, length_s)):

@@ -68,6 +68,7 @@ def trust(
         summary: What came out.
     """
     notes = [
+        *_rejection_notes(scenario, platform, summary),
         *_load_notes(summary),
         *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
@@ -126,6 +127,15 @@ def _orphaned_thinkers(requests: pl.DataFrame) -> int:
         return 0
     alone = pl.col("parent").is_null() if "parent" in requests.columns else pl.lit(value=True)
     return len(requests.filter(pl.col("think_s").is_not_null() & alone))
+
+
+def _rejection_notes(scenario: Scenario, platform: Platform, summary: Mapping[str, Any]) -> Iterator[str]:
+    limits = {
+        "context": f"the prompt leaves no room in max_model_len = {scenario.engine.max_model_len}",
+        "kv": f"it can never fit into the {platform.kv.kv_blocks - 1} KV blocks of a replica",
+    }
+    for reason, count in summary["requests"]["rejected_by_reason"].items():
+        yield f"rejected ({reason}): {count:,} of {summary['requests']['arrived']:,}: {limits[reason]}"
 
 
 def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:

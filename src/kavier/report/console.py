@@ -104,9 +104,11 @@ def _owner(part: str, entries: dict[str, dict[str, str]]) -> str:
 def _headline(result: Result) -> Text:
     scenario, summary = result.scenario, result.summary
     engine, fleet = scenario.engine, scenario.fleet
-    gpus = "" if engine.tensor_parallel_size == 1 else f" x TP{engine.tensor_parallel_size}"
+    each = engine.tensor_parallel_size
+    gpus = f"{fleet.replicas * each:,} x {fleet.gpu}"
+    gpus += f" ({counted(fleet.replicas, 'replica')} of TP{each})" if each > 1 else ""
     source = _source(scenario.workload)
-    text = Text(f"{scenario.model} on {fleet.replicas:,} x {fleet.gpu}{gpus}\n", "bold", end="")
+    text = Text(f"{scenario.model} on {gpus}\n", "bold", end="")
     loop = "asynchronous" if engine.async_scheduling else "synchronous"
     router = Path(fleet.router).name  # of a policy the file's name will do: the summary has its path
     text.append(f"vLLM {engine.vllm_version}, {loop} scheduling, {router} routing\n", "not bold")
@@ -203,7 +205,7 @@ def _impact_table(summary: dict[str, Any]) -> Table:
         "Facility energy",
         amount(energy["facility_kwh"], "kWh"),
         amount(energy["facility_wh_per_million_tokens"], "Wh"),
-        "-" if energy["mean_gpu_w"] is None else f"{power(energy['mean_gpu_w'])} mean",
+        "-" if energy["mean_facility_w"] is None else f"{power(energy['mean_facility_w'])} mean",
     )
     table.add_row(
         "Operational carbon",
@@ -221,15 +223,18 @@ def _impact_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _trust(summary: dict[str, Any]) -> Text:
-    text, trust, engine = Text(), summary["trust"], summary["engine"]
-    text.append(f"How far to trust this: step times at level {trust['timing_level']!r}.", "bold")
+def _trust(summary: dict[str, Any]) -> Table:
+    trust, engine = summary["trust"], summary["engine"]
     played = "played by the compiled engine"
     if engine["why"]:
         played = f"played by the reference engine: {engine['why']}"
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False, title_justify="left")
+    table.title = Text(
+        f"How far to trust this: step times at level {trust['timing_level']!r}.", "bold not italic"
+    )
     for note in (played, *trust["notes"]):
-        text.append(f"\n- {note}", "dim")
-    return text
+        table.add_row("-", Text(note), style="dim")
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -20,6 +20,9 @@ from kavier.scenario_file import dump_scenario
 SUMMARY = "summary.json"
 SCENARIO = "scenario.resolved.yaml"
 TIMELINE = "timeline.parquet"
+SCRATCH = ".kavier-"
+"""How folders begin in which files are written first; one that was killed leaves one."""
+
 FILES = (SCENARIO, SUMMARY, "requests.parquet", TIMELINE, "steps.parquet")
 
 
@@ -51,7 +54,8 @@ def _check_place(out: Path) -> None:
         raise InputError("--out: not a folder", where=str(nearest))
     if not os.access(nearest, os.W_OK):
         raise InputError("--out: the folder cannot be written", where=str(nearest))
-    if nearest == out and any(out.iterdir()) and not _holds_run(out):
+    strange = nearest == out and any(not one.name.startswith(SCRATCH) for one in out.iterdir())
+    if strange and not _holds_run(out):
         raise InputError("--out: the folder is not empty and holds no earlier run", where=str(out))
 
 
@@ -75,13 +79,13 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         check_folder(self._out)
         with self._told():
-            self._scratch = tempfile.TemporaryDirectory(dir=_nearest_folder(self._out), prefix=".kavier-")
+            self._scratch = tempfile.TemporaryDirectory(dir=_nearest_folder(self._out), prefix=SCRATCH)
             self._folder = Path(self._scratch.name)
             self._timeline = ParquetStream(self._folder / TIMELINE, SCHEMA)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError, KeyboardInterrupt):  # the error that ended it all, or `finish` has told
+        with suppress(BaseException):  # `finish` has told it, or it follows from the error that ended it all
             self._timeline.close()
         with suppress(OSError):
             self._scratch.cleanup()

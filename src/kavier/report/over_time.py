@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,13 @@ class Plot(NamedTuple):
 
 def over_time(result: Result, width: int) -> Table:
     """A line for each level, with the highest of its means beside it."""
-    plots = _fitting(result, width)
+    plots, room = _fitting(result, width)
+    pieces = len(plots[0].values)
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=False)
     for plot in plots:
-        table.add_row(plot.name, Text(sparkline(plot.values), "cyan"), plot.caption)
-    mean_s = result.summary["makespan_s"] / len(plots[0].values)
+        line = sparkline(np.repeat(plot.values, max(room // pieces, 1)))
+        table.add_row(plot.name, Text(line, "cyan"), plot.caption)
+    mean_s = result.summary["makespan_s"] / pieces
     table.title = Text.assemble(
         ("Over time, whole fleet", "bold not italic"), (f"  means of {duration(mean_s)}", "dim not italic")
     )
@@ -44,15 +47,19 @@ def over_time(result: Result, width: int) -> Table:
     return table
 
 
-def _fitting(result: Result, width: int) -> list[Plot]:
-    """As long as the captions leave room for; these depend a little on the length, being means of pieces."""
-    pieces = width - USUAL
+def _fitting(result: Result, width: int) -> tuple[list[Plot], int]:
+    """Plots of at most as many pieces as there are samples, and the room that their captions leave them.
+
+    Captions depend a little on the number of pieces, being of means of these.
+    """
+    samples = ceil(result.summary["makespan_s"] / result.scenario.output.sample_interval_s)
+    room = width - USUAL
     while True:
-        plots = _plots(result, pieces)
+        plots = _plots(result, max(min(room, samples), 1))
         taken = max(len(plot.name) for plot in plots) + max(len(plot.caption) for plot in plots) + 2 * GAP
-        if pieces <= max(width - taken, 1):
-            return plots
-        pieces = max(width - taken, 1)
+        if room <= max(width - taken, 1):
+            return plots, room
+        room = max(width - taken, 1)
 
 
 def _plots(result: Result, pieces: int) -> list[Plot]:

@@ -35,6 +35,9 @@ ARRIVALS_A_CALL = 100_000
 
 END = 2**62
 
+LONG = 1 << 20
+"""Sample intervals of a timeline that is not to be whole in memory: up to 120 bytes each."""
+
 
 class Gaps:
     """Gaps between tokens, counted by replicas that take turns."""
@@ -104,10 +107,16 @@ class Run:
         ends = np.cumsum(np.bincount(targets, minlength=self._replicas))
         spans = [(int(ends[i - 1]) if i else 0, int(ends[i])) for i in range(self._replicas)]
         LIBRARY.load()
-        if workers >= 2 * self._replicas and can_split(self.packed.c):
+        if workers >= 2 * self._replicas and can_split(self.packed.c) and self._is_soon_told(served):
             self._play_parts(spans, workers)
         else:
             self._play_shares(spans, min(workers, self._replicas))
+
+    def _is_soon_told(self, served: Array) -> bool:
+        """Whether the timeline of a replica is short: that of parts played at once is kept until the end."""
+        arrivals_s = self._requests["arrival_s"][served]
+        intervals = np.ptp(arrivals_s) / self._sampling.interval_s if len(served) else 0.0
+        return self._sampling.sink is None or bool(intervals < LONG)
 
     def _play_shares(self, spans: list[tuple[int, int]], workers: int) -> None:
         shares = [range(first, self._replicas, workers) for first in range(workers)]
@@ -124,9 +133,8 @@ class Run:
 
     def _at_once(self, calls: Sequence[Callable[[], None]], workers: int) -> None:
         with ThreadPoolExecutor(workers) as pool:
-            tasks = [pool.submit(call) for call in calls]
             try:
-                for task in as_completed(tasks):
+                for task in as_completed([pool.submit(call) for call in calls]):
                     task.result()
             except BaseException:
                 self._stopped = True

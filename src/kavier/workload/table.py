@@ -133,9 +133,12 @@ def check_names(columns: Iterable[str], where: str) -> None:
     unknown = [name for name in columns if name not in SCHEMA]
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
-        raise InputError(f"missing column {missing[0]!r}", where=where, near=(missing[0], unknown))
+        raise InputError(
+            f"missing column {missing[0]!r}", where=where, expected=f"it beside {', '.join(columns)}"
+        )
     if unknown:
-        raise InputError(f"unknown column {unknown[0]!r}", where=where, near=(unknown[0], SCHEMA))
+        near = unknown[0], SCHEMA
+        raise InputError(f"unknown column {unknown[0]!r}", where=where, expected=", ".join(SCHEMA), near=near)
 
 
 def _why(changes: Mapping[str, int]) -> str:

@@ -24,7 +24,7 @@ def kept_outside(function: Callable[..., Any]) -> dict[str, str]:
     """Name -> contents of the collections outside of a function that it reads: there it might remember."""
     try:
         outside = inspect.getclosurevars(function)
-    except TypeError:  # an object that can be called
+    except (TypeError, ValueError):  # an object that can be called; a name that is not there yet
         return {}
     defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
     found = {**outside.globals, **outside.nonlocals, **defaults}

@@ -75,7 +75,7 @@ def lines_of_numbers(
     if None in kinds or kinds.count(LIST) > 1:
         return None
     if data[-1:] != b"\n":
-        data = data[:] + b"\n"
+        data = b"".join((data, b"\n"))
     text = np.frombuffer(data, np.uint8)
     rows = count_of(b"\n", data)
     values = [np.empty(rows, np.float64 if kind == NUMBER else np.int64) for kind in kinds]

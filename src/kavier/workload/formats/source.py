@@ -144,7 +144,12 @@ class TraceFile:
     def _wanted(self, columns: Iterable[str], rules: Mapping[str, Rule], *, only: bool) -> list[str]:
         unknown = [name for name in columns if name not in rules]
         if only and unknown:
-            raise InputError(f"unknown column {unknown[0]!r}", where=str(self.path), near=(unknown[0], rules))
+            raise InputError(
+                f"unknown column {unknown[0]!r}",
+                where=str(self.path),
+                expected=", ".join(rules),
+                near=(unknown[0], rules),
+            )
         self.unread.update(dict.fromkeys(unknown))
         return [name for name in rules if name in columns]
 
