@@ -20,7 +20,7 @@ from kavier.ecosystem.vllm_versions import RULES
 from kavier.errors import InputError
 from kavier.report.console import glossary
 from kavier.report.files import summary_json, write_run
-from kavier.runner import Result, load_workload
+from kavier.runner import MANY, Result, load_workload
 from kavier.scenario import Scenario, parse_scenario
 
 FILES = ("summary.json", "requests.parquet", "timeline.parquet", "steps.parquet", "scenario.resolved.yaml")
@@ -566,3 +566,13 @@ def test_the_origin_of_the_traces_clock_changes_no_number(tmp_path, origin_s):
         found.append(kavier.simulate(replay(trace(tmp_path, rows))).summary)
     for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "energy"):
         assert found[1][name] == pytest.approx(found[0][name], rel=1e-6), name
+
+
+@pytest.mark.parametrize(("requests", "told"), [(20, False), (MANY + 1, True)])
+def test_a_long_run_in_the_reference_engine_is_told_beforehand(caplog, requests, told):
+    lengths = {"kind": "fixed", "mean": 2}
+    load = {"num_prompts": requests, "prompt_tokens": lengths, "output_tokens": lengths}
+    arrivals = {"process": "poisson", "request_rate": 1000.0}
+    workload = {"synthetic": {**load, "arrivals": arrivals}, "max_concurrency": 9}
+    kavier.simulate({"model": "meta-llama/Llama-3.1-8B", "fleet": {"gpu": "H100"}, "workload": workload})
+    assert ("max_concurrency: the reference engine plays" in caplog.text) == told

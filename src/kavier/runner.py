@@ -244,10 +244,11 @@ class _Run:
             "seed": scenario.seed,
             "progress": None if progress is None else lambda ended: progress(ended, total),
         }
-        why = self._uncompiled() or covers(
+        uncompiled = self._uncompiled()
+        why = uncompiled or covers(
             requests, scenario.engine, self.timing, num_gpu_blocks=blocks, max_concurrency=limit
         )
-        if why is not None:
+        if uncompiled or (why is not None and total > MANY):
             _LOG.warning("%s: the reference engine plays, at a few hundred requests a second", why)
         if why is None:
             assert isinstance(self.timing, Compilable)
@@ -284,6 +285,9 @@ def _facts(
         slo=scenario.slo,
     )
 
+
+MANY = 2000
+"""Requests that the reference engine plays in several seconds: whoever waits is told why."""
 
 LONGEST_S = 2.0**32
 """136 years: until then the clock, a double, tells less than a microsecond apart."""
