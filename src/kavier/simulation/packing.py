@@ -77,6 +77,8 @@ class Packed:
     def set_requests(self, workload: pl.DataFrame, max_model_len: int) -> tuple[Array, int]:
         """Request records of a table; an answer that would pass max_model_len is cut there, and counted."""
         self.workload = workload
+        tokens = workload["prompt_tokens"], workload["output_tokens"]
+        assert all((column > 0).all() for column in tokens), "readers drop requests without tokens"
         memory = np.zeros(k.REQUEST.itemsize * (len(workload) + 1), np.uint8)
         first = -address(memory) % k.REQUEST.itemsize
         requests = memory[first : first + k.REQUEST.itemsize * len(workload)].view(k.REQUEST)
