@@ -367,6 +367,20 @@ def test_plots_are_as_long_as_captions_allow(result, capsys, monkeypatch, width,
     assert max(map(len, plots)) <= min(width or 100, 100)
 
 
+def test_without_kv_cache_nothing_is_said_of_it(tmp_path, capsys, monkeypatch):
+    path = trace(tmp_path, [row(0.1 * i) for i in range(3)])
+    scenario = {
+        "model": "meta-llama/Llama-3.1-8B",
+        "workload": {"trace": str(path)},
+        "fleet": {"gpu": "H100"},
+        "engine": {"kv_cache": False},
+    }
+    text = page(kavier.simulate(scenario), capsys, monkeypatch)
+    assert "Running requests" in text
+    assert "GPU power" in text
+    assert not re.search("KV memory|KV use|Prefix cache", text)
+
+
 def test_units_and_thousands_of_captions():
     assert [power(watts) for watts in (0.0, 998.4, 1000.0, 480_210.0, 1.2e6)] == [
         "0 W", "998 W", "1 kW", "480 kW", "1.2 MW",

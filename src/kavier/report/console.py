@@ -158,12 +158,13 @@ def _fleet_table(result: Result) -> Table:
         )
         table.caption = Text(f"good: {_objectives(result.scenario.slo)}", "dim not italic")
         table.caption_justify = "left"
-    table.add_row(
-        "Prefix cache",
-        f"{cache['hit_ratio']:.1%} hit",
-        f"{cache['hit_tokens']:,}",
-        f"of {cache['queried_tokens']:,} tok",
-    )
+    if cache["queried_tokens"]:
+        table.add_row(
+            "Prefix cache",
+            f"{cache['hit_ratio']:.1%} hit",
+            f"{cache['hit_tokens']:,}",
+            f"of {cache['queried_tokens']:,} tok",
+        )
     if evicted and NOTHING_SHARED not in summary["trust"]["notes"]:  # else they tell nothing: none could hit
         table.add_row("Idle blocks evicted", f"{evicted:,}")
     table.add_row("Preemptions", f"{summary['preemptions']:,}")
@@ -178,10 +179,11 @@ def _replica_table(result: Result) -> Table:
     seats = f"of max_num_seqs = {result.scenario.engine.max_num_seqs:,}"
     table.add_row("Running requests", level(use["mean_running_requests"]), "", seats)
     table.add_row("Busy", f"{use['busy_ratio']:.1%}", "", "of time, if by one request")
-    peak_used = kv["peak_used_blocks"] / max(kv["blocks"], 1)
-    table.add_row(
-        "KV memory", f"{kv['mean_used_ratio']:.1%}", f"{peak_used:.1%}", f"of {kv['blocks']:,} blocks"
-    )
+    if kv["blocks"]:  # none without KV cache
+        peak_used = kv["peak_used_blocks"] / kv["blocks"]
+        table.add_row(
+            "KV memory", f"{kv['mean_used_ratio']:.1%}", f"{peak_used:.1%}", f"of {kv['blocks']:,} blocks"
+        )
     table.add_row("Compute (MFU)", f"{use['mfu']:.1%}", "", "of the GPU's peak")
     table.add_row("Memory bandwidth (MBU)", f"{use['mbu']:.1%}", "", "of the GPU's peak")
     return table

@@ -64,14 +64,16 @@ def _fitting(result: Result, width: int) -> tuple[list[Plot], int]:
 
 def _plots(result: Result, pieces: int) -> list[Plot]:
     means = result.course.means(pieces)
-    blocks = max(result.summary["kv"]["blocks"] * result.scenario.fleet.replicas, 1)
+    blocks = result.summary["kv"]["blocks"] * result.scenario.fleet.replicas
     most = {name: float(values.max()) for name, values in means.items()}
-    return [
+    plots = [
         Plot("running", means["running"], _requests(most["running"])),
         Plot("left waiting", means["waiting"], _requests(most["waiting"])),
-        Plot("KV use", means["used_blocks"], f"up to {most['used_blocks'] / blocks:.1%} of blocks"),
-        Plot("GPU power", means["energy_j"], f"up to {power(most['energy_j'])}"),
     ]
+    if blocks:  # none without KV cache
+        use = f"up to {most['used_blocks'] / blocks:.1%} of blocks"
+        plots.append(Plot("KV use", means["used_blocks"], use))
+    return [*plots, Plot("GPU power", means["energy_j"], f"up to {power(most['energy_j'])}")]
 
 
 def _requests(most: float) -> str:
