@@ -26,6 +26,7 @@ def gpu(memory_gib, name="H100-SXM"):
         loaded_idle_w=120,
         interconnect="nvlink",
         interconnect_bytes_per_s=450e9,
+        sms=132,
     )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -34,6 +34,7 @@ from kavier.simulation.sampling import Sampling, count_intervals
 from kavier.timing.compiled import Compilable
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
+from kavier.timing.parameters import Level, parameters_of
 from kavier.workload.presets import resolve
 from kavier.workload.read import read_trace
 from kavier.workload.synthetic import generate
@@ -101,7 +102,9 @@ def simulate(
     given = {"router": router, "scheduling_policy": scheduling_policy, "timing": timing}
     policies = policies_of(scenario, given)
     resolved = _resolve(scenario, platform, policies)
-    datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine)
+    level = resolved.timing if resolved.timing in ("datasheet", "kernels") else None
+    parameters = parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version)
+    datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine, parameters)
     power = SaturatingPower(platform.gpu, compute_dtype(platform.gpu, platform.model.weight_dtype))
     run = _Run(resolved, platform, workload, datasheet, power, policies)
     origin_s = _origin_s(workload)

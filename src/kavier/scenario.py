@@ -255,6 +255,19 @@ class Engine(Section):
         Count | Literal["auto"] | None, Field(description="None = the model's; auto = what fits in KV memory")
     ] = None
     tensor_parallel_size: Count = 1
+    data_parallel_size: Annotated[
+        Count, Field(description="replicas that share one set of experts (data-parallel attention)")
+    ] = 1
+    enable_expert_parallel: Annotated[
+        bool, Field(description="whole experts on each GPU, instead of a part of every expert")
+    ] = False
+    expert_skew: Annotated[
+        float, Field(ge=0, le=10, description="power law of how often experts are chosen; 0 = all alike")
+    ] = 0.0
+    sampling: Annotated[
+        Literal["auto", "plain", "top-k-top-p"],
+        Field(description="plain = greedy or random; auto = as the model's generation_config asks"),
+    ] = "auto"
     gpu_memory_utilization: Annotated[
         float | None, Field(gt=0, le=1, description="None = the version's default, 0.92 in 0.33")
     ] = None
@@ -339,8 +352,9 @@ class Scenario(Section):
     fleet: Fleet
     engine: Engine = Engine()
     timing: Annotated[
-        Literal["datasheet"] | PolicyName, Field(description="what prices a step: see docs/scenario.md")
-    ] = "datasheet"
+        Literal["auto", "kernels", "datasheet"] | PolicyName,
+        Field(description="what prices a step; auto = measured kernels of the GPU, or else its datasheet"),
+    ] = "auto"
     site: Site = Site()
     prices: Prices = Prices()
     slo: Slo = Slo()

@@ -13,6 +13,7 @@ _SCHEMA = Schema(
     thing="GPU",
     units={
         "memory": "MiB",
+        "sms": "SM",
         "bandwidth": "GB/s",
         "flops.*": "TFLOP/s",
         "tdp": "W",
@@ -22,6 +23,7 @@ _SCHEMA = Schema(
     },
     required=(
         "memory",
+        "sms",
         "bandwidth",
         "flops.bf16",
         "tdp",
@@ -51,6 +53,7 @@ class GpuSpec:
         loaded_idle_w: Idle with a CUDA context and a loaded model.
         interconnect: "nvlink", "pcie" or "xgmi".
         interconnect_bytes_per_s: One direction, per GPU.
+        sms: Streaming multiprocessors (AMD: compute units).
     """
 
     name: str
@@ -64,6 +67,7 @@ class GpuSpec:
     loaded_idle_w: float
     interconnect: str
     interconnect_bytes_per_s: float
+    sms: int
 
 
 def find_gpu(name: str) -> GpuSpec:
@@ -113,4 +117,5 @@ def _spec(entry: Entry) -> GpuSpec:
         loaded_idle_w=float(number["loaded_idle_power"]),
         interconnect=entry.labels["interconnect"],
         interconnect_bytes_per_s=float(gb_to_bytes(number["link_bandwidth"])),
+        sms=int(number["sms"]),
     )

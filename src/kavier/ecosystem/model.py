@@ -169,6 +169,7 @@ class ModelSpec:
         norms_per_layer: Layer norms besides those of queries and keys.
         norm_bias: Norms have a bias too (LayerNorm).
         head_bias: The output head has a bias.
+        top_k_top_p: Its generation_config asks for top-k or top-p, which vLLM does unless told not to.
         notes: What the config says that is not modelled, in words for the reader of a result.
     """
 
@@ -186,6 +187,7 @@ class ModelSpec:
     norms_per_layer: int = 2
     norm_bias: bool = False
     head_bias: bool = False
+    top_k_top_p: bool = False
     notes: tuple[str, ...] = ()
 
     def weights(self) -> Iterator[Weight]:

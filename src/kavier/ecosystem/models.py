@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -105,10 +105,24 @@ def find_model(name_or_path: str) -> ModelSpec:
 
 @cache
 def _spec(name: str) -> ModelSpec:
-    return spec_from_hf_config(_catalog()[name].config, name)
+    config = dict(_catalog()[name].config)
+    return _with_sampling(config.pop("generation_config", {}), spec_from_hf_config(config, name))
+
+
+def _with_sampling(generation: Mapping[str, Any], spec: ModelSpec) -> ModelSpec:
+    """VLLM serves with the sampling defaults of generation_config.json (its --generation-config auto)."""
+    top_k, top_p = generation.get("top_k") or 0, generation.get("top_p") or 1.0
+    return replace(spec, top_k_top_p=top_k > 0 or top_p < 1.0)
 
 
 def _read_config(path: Path) -> ModelSpec:
+    """The model of a config.json, and what a generation_config.json beside it says of sampling."""
+    generation = path.with_name("generation_config.json")
+    spec = spec_from_hf_config(_read_json(path), str(path))
+    return _with_sampling(_read_json(generation), spec) if generation.is_file() else spec
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -122,6 +136,6 @@ def _read_config(path: Path) -> ModelSpec:
         raise InputError("not valid JSON: a number of too many digits", where=str(path)) from None
     if not isinstance(config, dict):
         raise InputError(
-            "the config is not an object", where=str(path), expected="a Hugging Face config.json"
+            "the config is not an object", where=str(path), expected=f"a Hugging Face {path.name}"
         )
-    return spec_from_hf_config(config, str(path))
+    return config

@@ -32,6 +32,7 @@ class VersionRules:
             finished requests to be reported.
         large_gpu_defaults: Has batch limits of their own for GPUs of 160 GiB and more.
         gpu_memory_utilization: Default of --gpu-memory-utilization.
+        sorting_sampler: Top-k and top-p sort the logits; later releases select without sorting.
     """
 
     async_scheduling: bool | None
@@ -45,6 +46,7 @@ class VersionRules:
     finished_keep_awake: bool
     large_gpu_defaults: bool
     gpu_memory_utilization: float
+    sorting_sampler: bool
 
 
 RULES = {
@@ -60,6 +62,7 @@ RULES = {
         finished_keep_awake=False,
         large_gpu_defaults=False,
         gpu_memory_utilization=0.9,
+        sorting_sampler=True,
     ),
     "0.14": VersionRules(
         async_scheduling=True,
@@ -73,6 +76,7 @@ RULES = {
         finished_keep_awake=False,
         large_gpu_defaults=False,
         gpu_memory_utilization=0.9,
+        sorting_sampler=True,
     ),
     "0.20": VersionRules(
         async_scheduling=True,
@@ -86,6 +90,7 @@ RULES = {
         finished_keep_awake=False,
         large_gpu_defaults=False,
         gpu_memory_utilization=0.92,
+        sorting_sampler=False,
     ),
     "0.25": VersionRules(
         async_scheduling=True,
@@ -99,6 +104,7 @@ RULES = {
         finished_keep_awake=True,
         large_gpu_defaults=False,
         gpu_memory_utilization=0.92,
+        sorting_sampler=False,
     ),
     "0.33": VersionRules(
         async_scheduling=True,
@@ -112,6 +118,7 @@ RULES = {
         finished_keep_awake=True,
         large_gpu_defaults=True,
         gpu_memory_utilization=0.92,
+        sorting_sampler=False,
     ),
 }
 """Release -> its rules. Read at 0.11.0, 0.14.1, 0.20.2, 0.25.1 and 0.33.0."""

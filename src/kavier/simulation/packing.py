@@ -66,7 +66,7 @@ class Packed:
 
     def _set_tables(self, data: StepTables) -> None:
         self.c["body_flops"], self.c["head_flops"] = data.body_flops, data.head_flops
-        for name in ("body", "head", "attention"):
+        for name in ("body", "head", "host", "attention"):
             self.c[f"num_{name}"] = len(self.point(name, getattr(data, name)))
 
     def set_power(self, record: Array | None) -> None:

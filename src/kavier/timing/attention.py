@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Attention
 from kavier.scenario import Engine
-from kavier.timing.constants import CONSTANTS
-from kavier.timing.gemm import ACTIVATION_BYTES, gemm_roof, is_datacenter_blackwell, memory_class
+from kavier.timing.gemm import ACTIVATION_BYTES, gemm_roof
+from kavier.timing.parameters import Parameters
 from kavier.timing.step import StepWork
+
+BLOCK_ROWS = 128
+"""Rows of queries that a thread block of FlashAttention-2 serves: grid = rows * ceil(max_q / 128) * heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +24,18 @@ class AttentionWork:
         decode_flops: FLOPs of a decode per context token.
         pair_flops: FLOPs of a prefill per (query, key) pair.
         expand_flops: FLOPs of a prefill per cached context token (MLA expands latents to keys and values).
+        query_bytes: Bytes of a prefill token's queries and of the attention's output.
         heads: Query heads.
-        group: Query heads that share a KV head.
+        kv_heads: KV heads, each with a thread block of its own for every decode; one for MLA's latents.
     """
 
     kv_bytes: int
     decode_flops: float
     pair_flops: float
     expand_flops: float
+    query_bytes: int
     heads: int
-    group: float
+    kv_heads: int
 
 
 def attention_work(attention: Attention, engine: Engine) -> AttentionWork:
@@ -45,26 +50,36 @@ def attention_work(attention: Attention, engine: Engine) -> AttentionWork:
     if attention.kind == "mla":
         latent, rope = attention.kv_lora_rank, attention.qk_rope_head_dim
         expanded = attention.qk_nope_head_dim + attention.v_head_dim
+        latent_query = attention.qk_nope_head_dim + rope
         return AttentionWork(
             kv_bytes=kv_bytes,
             decode_flops=2.0 * heads * (2 * latent + rope),
             pair_flops=2.0 * heads * (expanded + rope),
             expand_flops=2.0 * heads * latent * expanded,
+            query_bytes=heads * (latent_query + attention.v_head_dim) * ACTIVATION_BYTES,
             heads=heads,
-            group=1.0,
+            kv_heads=1,
         )
     flops = 4.0 * heads * attention.head_dim
-    group = heads / -(-attention.kv_heads // tp)
-    return AttentionWork(kv_bytes, flops, flops, expand_flops=0.0, heads=heads, group=group)
+    return AttentionWork(
+        kv_bytes=kv_bytes,
+        decode_flops=flops,
+        pair_flops=flops,
+        expand_flops=0.0,
+        query_bytes=2 * heads * attention.head_dim * ACTIVATION_BYTES,
+        heads=heads,
+        kv_heads=-(-attention.kv_heads // tp),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayers:
     """`layers` equal attention layers on one GPU; the times are of ONE layer.
 
-    A decode token costs the larger of its KV read and its FLOPs; a prefill the larger of both sums.
-    Under FlashAttention-2 decodes lose the packed-group path once a prefill is in the batch (`mixed`)
-    and the kernel launches empty blocks for them (`empty_block_s` per decode and prefill token).
+    A decode costs a part of its own, then its KV read or its FLOPs; a prefill its pairs, its own rows and
+    the keys and values of its context. Under FlashAttention-2 decodes lose the packed-group path once a
+    prefill is in the batch (`mixed_decode_s`), and the kernel launches empty blocks for them, as many as the
+    longest chunk has (`empty_block_s` per decode and prefill token: as if all prefill were one chunk).
     """
 
     layers: int
@@ -72,10 +87,12 @@ class AttentionLayers:
     work: AttentionWork
     decode_launch_s: float
     prefill_launch_s: float
+    sequence_s: float
     decode_s: float
-    mixed: float
+    mixed_decode_s: float
     empty_block_s: float
     pair_s: float
+    token_s: float
     expand_s: float
     read_s: float
 
@@ -92,48 +109,45 @@ class AttentionLayers:
             context = min(context, tokens + step.prefills * (window - 1))
         time_s = 0.0
         if decodes:
-            time_s = self.decode_launch_s + read * self.decode_s * (self.mixed if tokens else 1.0)
+            rows_s = decodes * self.sequence_s
+            time_s = self.decode_launch_s + rows_s + read * self.decode_s
+            if tokens:
+                mixed_s = self.prefill_launch_s + rows_s + read * self.mixed_decode_s
+                time_s = (mixed_s if mixed_s > time_s else time_s) + decodes * tokens * self.empty_block_s
         elif tokens:
             time_s = self.prefill_launch_s
         if tokens:
-            compute_s = pairs * self.pair_s + (context - tokens) * self.expand_s
-            read_s = context * self.read_s
-            time_s += (compute_s if compute_s > read_s else read_s) + decodes * tokens * self.empty_block_s
+            time_s += pairs * self.pair_s + tokens * self.token_s
+            time_s += (context - tokens) * self.expand_s + context * self.read_s
         work = self.work
         flops = read * work.decode_flops + pairs * work.pair_flops + (context - tokens) * work.expand_flops
         return self.layers * time_s, self.layers * flops, self.layers * (read + context) * work.kv_bytes
 
 
-def attention_layers(gpu: GpuSpec, attention: Attention, engine: Engine, layers: int) -> AttentionLayers:
+def attention_layers(
+    gpu: GpuSpec, parameters: Parameters, attention: Attention, engine: Engine, layers: int
+) -> AttentionLayers:
     """Price `layers` layers of this attention on this GPU."""
     work = attention_work(attention, engine)
-    kernel = "flash3" if has_flash3(gpu) else "flash2"
-    flops_per_s = gpu.flops_per_s["bf16"] * CONSTANTS["attention.compute_efficiency"]
+    decode, prefill, mixed = (parameters.of(f"attention.{part}") for part in ("decode", "prefill", "mixed"))
     bandwidth = gpu.bandwidth_bytes_per_s
-    decode_bytes_per_s = bandwidth * CONSTANTS[f"memory.{memory_class(gpu)}.attention_efficiency"]
-    flash2 = has_mixed_penalty(gpu)
-    per_member = CONSTANTS["attention.flash2.mixed_per_extra_group_member"] if flash2 else 0.0
-    block_s = CONSTANTS["attention.flash2.empty_block_s"] if flash2 else 0.0
+    flops_per_s = gpu.flops_per_s["bf16"] * prefill["compute_efficiency"]
+    pair_s = work.pair_flops / flops_per_s
+    decode_bytes_per_s = bandwidth * decode["memory_efficiency"]
+    decode_s = max(work.kv_bytes / decode_bytes_per_s, work.decode_flops / flops_per_s)
     return AttentionLayers(
         layers=layers,
         window=attention.window,
         work=work,
-        decode_launch_s=CONSTANTS[f"attention.{kernel}.launch_s"],
-        prefill_launch_s=CONSTANTS["attention.prefill_launch_s"],
-        decode_s=max(work.kv_bytes / decode_bytes_per_s, work.decode_flops / flops_per_s),
-        mixed=1.0 + per_member * (work.group - 1.0),
-        empty_block_s=block_s * work.heads / CONSTANTS["attention.block_rows"],
-        pair_s=work.pair_flops / flops_per_s,
-        expand_s=work.expand_flops / gemm_roof(gpu, "bf16").flops_per_s,
-        read_s=work.kv_bytes / (bandwidth * CONSTANTS["attention.prefill_memory_efficiency"]),
+        decode_launch_s=decode["launch_s"],
+        prefill_launch_s=prefill["launch_s"],
+        sequence_s=work.kv_heads * decode["sequence_head_s"],
+        decode_s=decode_s,
+        # One query row is computed like a block of them; without the kernel's block, as it is alone.
+        mixed_decode_s=max(decode_s, mixed["mixed_rows"] * pair_s),
+        empty_block_s=mixed["empty_block_s"] * work.heads / BLOCK_ROWS,
+        pair_s=pair_s,
+        token_s=work.query_bytes / (bandwidth * prefill["query_efficiency"]),
+        expand_s=work.expand_flops / gemm_roof(gpu, parameters, "bf16").flops_per_s,
+        read_s=work.kv_bytes / (bandwidth * prefill["context_efficiency"]),
     )
-
-
-def has_flash3(gpu: GpuSpec) -> bool:
-    """FlashAttention-3 or its like: Hopper and datacenter Blackwell."""
-    return gpu.architecture == "hopper" or is_datacenter_blackwell(gpu)
-
-
-def has_mixed_penalty(gpu: GpuSpec) -> bool:
-    """FlashAttention-2, whose mixed batches cost more; nothing was measured on other vendors."""
-    return gpu.vendor == "nvidia" and not has_flash3(gpu)

@@ -20,6 +20,9 @@ NO_WINDOW = 1 << 40
 PRICE = np.dtype([("time_s", "f8"), ("bytes", "f8")], align=True)
 """Time and GPU-memory traffic of a number of tokens (or sampled rows); the number is the index."""
 
+HOST = np.dtype([("least_s", "f8")], align=True)
+"""What the host takes for a step of so many sampled rows; the number is the index."""
+
 ATTENTION = np.dtype(
     [
         ("layers", "i8"),
@@ -27,10 +30,12 @@ ATTENTION = np.dtype(
         ("kv_bytes", "i8"),
         ("decode_launch_s", "f8"),
         ("prefill_launch_s", "f8"),
+        ("sequence_s", "f8"),
         ("decode_s", "f8"),
-        ("mixed", "f8"),
+        ("mixed_decode_s", "f8"),
         ("empty_block_s", "f8"),
         ("pair_s", "f8"),
+        ("token_s", "f8"),
         ("expand_s", "f8"),
         ("read_s", "f8"),
         ("decode_flops", "f8"),
@@ -49,6 +54,7 @@ class StepTables:
     Attributes:
         body: PRICE of 0 .. max_num_batched_tokens tokens.
         head: PRICE of 0 .. max_num_seqs sampled rows.
+        host: HOST of 0 .. rows, the last one for all more.
         body_flops: FLOPs of a token.
         head_flops: FLOPs of a row.
         attention: ATTENTION, one row per kind of layer.
@@ -58,6 +64,7 @@ class StepTables:
 
     body: NDArray[Any]
     head: NDArray[Any]
+    host: NDArray[Any]
     body_flops: float
     head_flops: float
     attention: NDArray[Any]

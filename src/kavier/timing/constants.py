@@ -1,4 +1,4 @@
-"""Constants are data: a TOML file whose entries hold value, unit, source and date."""
+"""Constants are data: a TOML file whose numbers have a value, a unit, a source and a date."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
+
+PROVENANCE = ("source", "date", "error")
+"""What a table of constants may say of all that is in it; the first two must be said somewhere."""
 
 
 def read_constants(package: str, name: str) -> dict[str, float]:
@@ -15,17 +18,29 @@ def read_constants(package: str, name: str) -> dict[str, float]:
         ValueError: An entry lacks its value, unit, source or date.
     """
     tree = tomllib.loads(files(package).joinpath(name).read_text(encoding="utf-8"))
-    return dict(_walk(tree, ""))
+    return {path: float(entry["value"]) for path, entry in entries(tree).items()}
 
 
-def _walk(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]:
-    if all(isinstance(child, dict) for child in tree.values()):
-        for key, child in tree.items():
-            yield from _walk(child, f"{path}.{key}" if path else key)
-    elif missing := {"value", "unit", "source", "date"} - tree.keys():
-        raise ValueError(f"constant {path} has no {', '.join(sorted(missing))}")
-    else:
-        yield path, float(tree["value"])
+def entries(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each constant of a tree with all that is said of it: value, unit, source, date, maybe error.
+
+    Raises:
+        ValueError: An entry lacks its value, unit, source or date.
+    """
+    return dict(_walk(tree, "", {}))
 
 
-CONSTANTS = read_constants("kavier.timing", "constants.toml")
+def _walk(
+    tree: Mapping[str, Any], path: str, said: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if "value" in tree or not any(isinstance(child, dict) for child in tree.values()):
+        entry = {**said, **tree}
+        if missing := {"value", "unit", "source", "date"} - entry.keys():
+            raise ValueError(f"constant {path} has no {', '.join(sorted(missing))}")
+        yield path, entry
+        return
+    own = {key: tree[key] for key in PROVENANCE if isinstance(tree.get(key), str)}
+    said = {**said, **own}
+    for key, child in tree.items():
+        if key not in own:
+            yield from _walk(child, f"{path}.{key}" if path else key, said)

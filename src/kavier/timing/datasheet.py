@@ -1,4 +1,4 @@
-"""Step-time level "datasheet": any GPU, any model, from first principles and shared kernel constants."""
+"""Step times of any GPU and model as the sum of their kernels: levels "datasheet" and "kernels"."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import ModelSpec
-from kavier.ecosystem.vllm_versions import is_async
+from kavier.ecosystem.vllm_versions import is_async, rules_of
 from kavier.scenario import Engine
-from kavier.timing.attention import AttentionLayers, attention_layers, has_mixed_penalty
+from kavier.timing.attention import AttentionLayers, attention_layers
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
-from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE, StepTables
-from kavier.timing.gemm import TokenOp, compute_dtype, is_datacenter_blackwell, memory_class
+from kavier.timing.compiled import ATTENTION, HOST, NO_WINDOW, PRICE, StepTables
+from kavier.timing.gemm import TokenOp, compute_dtype, gemm_kind
 from kavier.timing.linear import Rank, head_ops, layer_ops
+from kavier.timing.moe import expert_kind
+from kavier.timing.parameters import (
+    Parameters,
+    attention_kernel,
+    is_datacenter_blackwell,
+    parameters_of,
+)
 from kavier.timing.step import StepCost, StepWork
 
 LARGEST_GRAPH = 512
@@ -25,32 +32,42 @@ LARGEST_GRAPH_ON_DATACENTER_BLACKWELL = 1024
 
 
 class DatasheetTiming:
-    """Prices a step by the sum of its kernels (timing level "datasheet").
+    """Prices a step by the sum of its kernels.
 
-    time = layers * (GEMMs + small kernels)[padded tokens] + all-reduces[padded tokens]
-    + attention over the KV cache + (logits + all-gather + sampler)[sampled rows]. No host work is added.
+    GPU time = layers * (GEMMs + experts + small kernels)[padded tokens] + all-reduces[padded tokens]
+    + attention over the KV cache + (logits + all-gather + sampler)[sampled rows]. A synchronous engine adds
+    the host's work, of an asynchronous one a step takes at least as long as that.
 
     Args:
         model: The model served.
         gpu: One GPU of the replica.
         engine: Resolved settings: max_num_seqs and max_num_batched_tokens are numbers.
+        parameters: Numbers of the kernels; None = the best there are for this GPU.
+
+    Attributes:
+        level: "kernels" or "datasheet", see `parameters.parameters_of`.
     """
 
-    level = "datasheet"
-
-    def __init__(self, model: ModelSpec, gpu: GpuSpec, engine: Engine) -> None:
+    def __init__(
+        self, model: ModelSpec, gpu: GpuSpec, engine: Engine, parameters: Parameters | None = None
+    ) -> None:
         if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
             raise ValueError("the engine settings are not resolved: max_num_seqs or max_num_batched_tokens")
-        self._model, self._gpu, self._engine = model, gpu, engine
-        rank = Rank(model, gpu, engine.tensor_parallel_size)
-        body, head = _body(rank), [(1, op) for op in head_ops(rank)]
+        p = parameters or parameters_of(gpu)
+        self.level: str = p.level
+        self._model, self._gpu, self._engine, self._parameters = model, gpu, engine, p
+        rank = Rank.of(model, gpu, p, engine)
+        body, head = _body(rank), [(1, op) for op in head_ops(rank, sampler_of(model, engine))]
         sizes = graph_sizes(engine.max_num_seqs, engine.max_num_batched_tokens, largest_graph(gpu))
-        self._body = _Prices(body, engine.max_num_batched_tokens, sizes)
-        self._head = _Prices(head, engine.max_num_seqs, [])
+        step_s, row_s = p["host.step_s"], p["host.row_s"]
+        hidden = is_async(engine)
+        self._body = _Prices(body, engine.max_num_batched_tokens, sizes, 0.0 if hidden else step_s)
+        self._head = _Prices(head, engine.max_num_seqs, [], per_token_s=0.0 if hidden else row_s)
+        self._host_s = step_s + row_s * np.arange(engine.max_num_seqs + 1) if hidden else np.zeros(1)
         self._body_flops = sum(count * op.flops_per_token for count, op in body)
         self._head_flops = sum(count * op.flops_per_token for count, op in head)
         kinds = Counter(layer.attention for layer in model.layers)
-        self._attention = [attention_layers(gpu, kind, engine, count) for kind, count in kinds.items()]
+        self._attention = [attention_layers(gpu, p, kind, engine, count) for kind, count in kinds.items()]
 
     def cost(self, work: StepWork) -> StepCost:
         """Time, and FLOPs and bytes of the useful (unpadded) work, on one GPU."""
@@ -70,13 +87,18 @@ class DatasheetTiming:
             time_s += attention_s
             flops += attention_flops
             memory_bytes += kv_bytes
-        return StepCost(time_s, flops, memory_bytes)
+        return StepCost(max(time_s, self._least_s(rows)), flops, memory_bytes)
+
+    def _least_s(self, rows: int) -> float:
+        """What the host takes for a step of so many sampled rows, if it works beside the GPU."""
+        return float(self._host_s[min(rows, len(self._host_s) - 1)])
 
     def compiled(self) -> StepTables:
         """Everything `cost` looks up or multiplies with, as arrays."""
         return StepTables(
             body=self._body.table,
             head=self._head.table,
+            host=self._host_s.astype(HOST),
             body_flops=float(self._body_flops),
             head_flops=float(self._head_flops),
             attention=np.array([_attention_row(layers) for layers in self._attention], ATTENTION),
@@ -84,7 +106,7 @@ class DatasheetTiming:
 
     def assumptions(self) -> list[str]:
         """What this level assumes for this model, GPU and engine, one sentence each."""
-        return list(_assumptions(self._model, self._gpu, self._engine))
+        return list(_assumptions(self._model, self._gpu, self._engine, self._parameters))
 
 
 class _Prices:
@@ -94,8 +116,16 @@ class _Prices:
         table: PRICE of 0 to `limit` tokens; of none, nothing.
     """
 
-    def __init__(self, ops: Sequence[tuple[int, TokenOp]], limit: int, sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        ops: Sequence[tuple[int, TokenOp]],
+        limit: int,
+        sizes: Sequence[int],
+        fixed_s: float = 0.0,
+        per_token_s: float = 0.0,
+    ) -> None:
         self._ops, self._limit, self._sizes = ops, limit, sizes
+        self._fixed_s, self._per_token_s = fixed_s, per_token_s
         self.table = np.zeros(limit + 1, PRICE)
         self.table["time_s"], self.table["bytes"] = self._price(np.arange(limit + 1))
         self.table[0] = (0.0, 0.0)
@@ -109,7 +139,8 @@ class _Prices:
 
     def _price(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         padded = pad(tokens, self._sizes)
-        time_s, memory_bytes = np.zeros(len(tokens)), np.zeros(len(tokens))
+        time_s = np.asarray(self._fixed_s + self._per_token_s * tokens, np.float64)
+        memory_bytes = np.zeros(len(tokens))
         for count, op in self._ops:
             time_s += count * op.time_s(padded)
             memory_bytes += count * op.memory_bytes(tokens)
@@ -130,8 +161,21 @@ def _body(rank: Rank) -> list[tuple[int, TokenOp]]:
     if rank.degree > 1:
         # Behind attention and MLP of each layer, and behind the embedding, whose vocabulary is split.
         reductions = 2 * len(rank.model.layers) + 1
-        parts.append((reductions, all_reduce(rank.gpu, rank.degree, rank.model.hidden_size)))
+        reduce = all_reduce(rank.gpu, rank.parameters, rank.degree, rank.model.hidden_size)
+        parts.append((reductions, reduce))
     return parts
+
+
+def sampler_of(model: ModelSpec, engine: Engine) -> str:
+    """How rows are sampled: "plain", "sort" (top-k and top-p by sorting logits) or "select" (without).
+
+    vLLM takes sampling defaults from the model's generation_config; until 0.15 it sorts for top-k and top-p,
+    then it selects (Triton kernels of pull request 33538, FlashInfer's by default since 40376).
+    """
+    filtered = engine.sampling == "top-k-top-p" or (engine.sampling == "auto" and model.top_k_top_p)
+    if not filtered:
+        return "plain"
+    return "sort" if rules_of(engine).sorting_sampler else "select"
 
 
 def largest_graph(gpu: GpuSpec) -> int:
@@ -157,45 +201,77 @@ def pad(tokens: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
     return np.where(found == graphs[-1], tokens, found)
 
 
-def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str]:
-    yield (
-        "step time: datasheet peaks with kernel constants shared by all GPUs, no measurement of this one; "
-        + _evidence(model)
-    )
-    hidden = "asynchronous scheduling hides it" if is_async(engine) else "here it would not be hidden"
-    yield f"host work is not added to the step ({hidden}), nor is client or HTTP time"
-    yield "sampling is greedy or plain random; top-k and top-p would add time per row"
-    yield from _weight_assumptions(model, gpu)
+def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
+    if p.level == "kernels":
+        yield f"step time: measured kernels of {gpu.name}, no measured run of this model on it"
+        yield from _unmeasured(model, gpu, engine, p)
+    else:
+        yield "step time: datasheet peaks with kernel constants shared by GPUs, no measurement of this one"
+    yield _host_assumption(engine, p)
+    yield _SAMPLERS[sampler_of(model, engine)]
+    yield from _weight_assumptions(model, gpu, p)
     yield from _attention_assumptions(model, gpu)
     if any(layer.mlp.experts for layer in model.layers):
-        yield "expert routing is balanced; experts are split by tensor parallelism, not spread over GPUs"
+        yield _expert_assumption(engine)
     if (degree := engine.tensor_parallel_size) > 1:
-        yield _link_assumption(gpu, degree)
+        yield _link_assumption(gpu, degree, p)
 
 
-def _evidence(model: ModelSpec) -> str:
-    unlike = {
-        "mixture-of-experts": any(layer.mlp.experts for layer in model.layers),
-        "MLA": any(layer.attention.kind == "mla" for layer in model.layers),
-        "sliding-window": any(layer.attention.window for layer in model.layers),
-        model.weight_dtype: model.weight_dtype != "bf16",
-    }
-    if kinds := [kind for kind, applies in unlike.items() if applies]:
-        return f"no measured step time of {' or '.join(kinds)} models is behind it"
-    return "mean step times of bf16 dense models came out within 3 to 10 % on GPUs left out of the fit"
+_SAMPLERS = {
+    "plain": "sampling is greedy or plain random",
+    "sort": "sampling by top-k and top-p, as the model's generation_config asks, sorts each row's logits",
+    "select": "sampling by top-k and top-p, as the model's generation_config asks, without sorting logits",
+}
 
 
-def _weight_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
+def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
+    """What is priced with shared constants although the GPU's kernels were measured."""
+    needed = {group_of_gemm(model, gpu), "attention.decode", "attention.prefill"}
+    needed |= groups_of_experts(model, gpu)
+    if (degree := engine.tensor_parallel_size) > 1:
+        nearest = next((d for d in MEASURED_DEGREES if d >= degree), MEASURED_DEGREES[-1])
+        needed.add(f"collectives.tp{nearest}")
+    if missing := sorted(needed - p.measured):
+        yield f"not measured on {gpu.name}, so priced with shared constants: {', '.join(missing)}"
+
+
+def group_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
+    """The group of numbers that most matrix multiplications of a model take."""
+    dense = "bf16" if model.quantized_experts_only else model.weight_dtype
+    return f"gemm.{gemm_kind(gpu, dense, model.quant_group_size)}"
+
+
+def groups_of_experts(model: ModelSpec, gpu: GpuSpec) -> set[str]:
+    """The groups that its experts take, if it has any."""
+    if not any(layer.mlp.experts for layer in model.layers):
+        return set()
+    return {f"moe.{expert_kind(gpu, model.weight_dtype, model.quant_group_size)}"}
+
+
+def _host_assumption(engine: Engine, p: Parameters) -> str:
+    work = f"host work, {p['host.step_s'] * 1e3:.2g} ms a step and {p['host.row_s'] * 1e6:.2g} us a request"
+    if is_async(engine):
+        return f"{work}, goes on beside the GPU (asynchronous scheduling): a step takes at least as long"
+    return f"{work}, is added to each step (synchronous scheduling)"
+
+
+def _expert_assumption(engine: Engine) -> str:
+    routing = "expert routing is balanced" if not engine.expert_skew else "experts are chosen by a power law"
+    if not engine.enable_expert_parallel:
+        return f"{routing}; experts are split by tensor parallelism, not spread over GPUs"
+    gpus = engine.tensor_parallel_size * engine.data_parallel_size
+    return f"{routing}; whole experts are spread over {gpus} GPUs, whose engines have equal batches"
+
+
+def _weight_assumptions(model: ModelSpec, gpu: GpuSpec, p: Parameters) -> Iterator[str]:
     dtype = model.weight_dtype
     if gpu.vendor != "nvidia":
         yield f"no kernel of {gpu.name}'s vendor is behind the constants: expect larger errors"
-    if memory_class(gpu) == "gddr6":
-        yield "cards whose power limit lowers their clocks prefill slower (A10: 1.3 to 1.5 times, measured)"
-    if compute_dtype(gpu, dtype) == "fp8":
-        yield "fp8 GEMM constants come from one GPU (H100); single kernels miss by 8 to 17 %"
-    elif dtype == "fp8":
+    if p.level == "datasheet" and gpu.tdp_w <= SMALL_CARD_W:
+        yield "cards whose power limit lowers their clocks prefill slower (A10: 1.4 to 1.6 times, measured)"
+    if dtype == "fp8" and compute_dtype(gpu, dtype) != "fp8":
         yield f"{gpu.name} has no fp8: weights are read as fp8 and computed at the bf16 peak"
-    elif dtype != "bf16":
+    elif dtype not in ("bf16", "fp8"):
         yield f"{dtype} weights are read as {dtype} and computed at the bf16 peak, dequantising is free"
 
 
@@ -207,22 +283,22 @@ def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
         )
     if any(layer.attention.kind == "mla" for layer in model.layers):
         yield "MLA decodes on latents, prefill expands them; no MLA kernel was measured"
-    if has_mixed_penalty(gpu):
+    if attention_kernel(gpu) == "flash2":
         yield (
-            "FlashAttention-2: a prefill in the batch slows decodes by query heads per KV head "
-            "(measured at 4, linear elsewhere)"
+            "FlashAttention-2: a prefill in the batch slows decodes, which are computed like blocks of query "
+            "rows (measured on RTX 4090 and RTX PRO 6000)"
         )
 
 
-def _link_assumption(gpu: GpuSpec, degree: int) -> str:
-    link = (
-        f"all-reduces over {gpu.interconnect}, and the all-gather of logits like them, "
-        "by the all-reduce's measured share of its bandwidth"
-    )
+SMALL_CARD_W = 150.0
+"""Cards of so little power hold their peak clocks for no long prefill."""
+
+
+def _link_assumption(gpu: GpuSpec, degree: int, p: Parameters) -> str:
+    measured = "as measured on it" if "collectives.tp2" in p.measured else "by the measured share of others"
+    link = f"all-reduces over {gpu.interconnect}, and the all-gather of logits like them, {measured}"
     if gpu.interconnect == "pcie":
-        return f"{link}, peer to peer; hosts without peer access are up to 4 times slower"
-    if gpu.interconnect != "nvlink":
-        return f"{link} on NVLink"
+        return f"{link}; hosts with other peer access differ by up to 4 times"
     if degree > MEASURED_DEGREES[-1]:
         return f"{link} at {MEASURED_DEGREES[-1]} GPUs, as if all {degree} shared one NVLink domain"
     return link

@@ -85,14 +85,16 @@ def coast_until(r: Replica, c: Settings, limit_s: float) -> None:
     s.waiting = r.num_waiting
     finish_tick, decodes, context = next_finish(r), r.num_decoding + 0, r.decoding_tokens + 0
     tick, phase, decide_s, start_s, end_s = r.tick + 0, r.phase + 0, r.decide_s, r.start_s, r.end_s
-    base_s, base_flops, base_bytes = decode_base(c, decodes)
+    base_s, base_flops, base_bytes, least_s = decode_base(c, decodes)
     used = float(c.num_usable - r.num_free)
     while decide_s < limit_s and tick < finish_tick:
         blocks = wanting_at(r, c, phase).value + 0
         if blocks > r.num_free or due_at(r, c, phase).value or r.num_log >= r.log_room:
             break
         since_s = end_s - t.start_s
-        took_s, flops, moved = decode_cost(c, base_s, base_flops, base_bytes, decodes, context + decodes)
+        took_s, flops, moved = decode_cost(
+            c, base_s, base_flops, base_bytes, least_s, decodes, context + decodes
+        )
         crossing = since_s >= t.interval_end_s or since_s + took_s > t.interval_end_s
         if took_s <= 0.0 or (crossing and not has_room(t)):
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kavier.native.kit import Integer, address_of, at, bits_of, call_double, copy, double_of, smaller
 from kavier.simulation.kernel.records import AFFINE, FUNCTION, STEP, WORK
 from kavier.simulation.kernel.typed import Attention, Power, Settings, Step, inlined
-from kavier.timing.compiled import ATTENTION, PRICE
+from kavier.timing.compiled import ATTENTION, HOST, PRICE
 from kavier.timing.step import LEAST_STEP_S, MOST_STEP_S
 
 SLEEP_S = 1e-3
@@ -30,15 +30,25 @@ def _attention_cost(a: Attention, s: Step) -> tuple[float, float, Integer]:
     context = smaller(s.prefill_context_tokens, tokens + s.prefills * (a.window - 1))
     time_s = 0.0
     if decodes:
-        time_s = a.decode_launch_s + read * a.decode_s * (a.mixed if tokens else 1.0)
+        rows_s = decodes * a.sequence_s
+        time_s = a.decode_launch_s + rows_s + read * a.decode_s
+        if tokens:
+            mixed_s = a.prefill_launch_s + rows_s + read * a.mixed_decode_s
+            time_s = (mixed_s if mixed_s > time_s else time_s) + decodes * tokens * a.empty_block_s
     elif tokens:
         time_s = a.prefill_launch_s
     if tokens:
-        compute_s = pairs * a.pair_s + (context - tokens) * a.expand_s
-        read_s = context * a.read_s
-        time_s += (compute_s if compute_s > read_s else read_s) + decodes * tokens * a.empty_block_s
+        time_s += pairs * a.pair_s + tokens * a.token_s
+        time_s += (context - tokens) * a.expand_s + context * a.read_s
     flops = read * a.decode_flops + pairs * a.pair_flops + (context - tokens) * a.expand_flops
     return a.layers * time_s, a.layers * flops, a.layers * (read + context) * a.kv_bytes
+
+
+@inlined
+def host_least_s(c: Settings, rows: Integer) -> float:
+    """`timing.datasheet.DatasheetTiming._least_s`."""
+    least_s: float = at(c.host, c.num_host, smaller(rows, c.num_host - 1), HOST).least_s
+    return least_s
 
 
 @inlined
@@ -58,7 +68,8 @@ def _table_cost(c: Settings, s: Step) -> tuple[float, float, float]:
         time_s += spent_s
         flops += done
         moved += read
-    return time_s, flops, moved
+    least_s = host_least_s(c, s.sampled)
+    return time_s if time_s > least_s else least_s, flops, moved
 
 
 @inlined
@@ -71,19 +82,25 @@ def _affine_cost(c: Settings, s: Step) -> tuple[float, float, float]:
 
 
 @inlined
-def decode_base(c: Settings, decodes: Integer) -> tuple[float, float, float]:
-    """What steps of so many decodes and nothing else have in common: (seconds, FLOPs, bytes)."""
+def decode_base(c: Settings, decodes: Integer) -> tuple[float, float, float, float]:
+    """What steps of so many decodes alone have in common: (seconds, FLOPs, bytes, least seconds)."""
     if c.timing == AFFINE:
-        return c.affine[0] + c.affine[1] * 0 + c.affine[2] * decodes, 0.0, 0.0
+        return c.affine[0] + c.affine[1] * 0 + c.affine[2] * decodes, 0.0, 0.0, 0.0
     body = at(c.body, c.num_body, decodes, PRICE)
     head = at(c.head, c.num_head, decodes, PRICE)
     flops = decodes * c.body_flops + decodes * c.head_flops
-    return body.time_s + head.time_s, flops, body.bytes + head.bytes
+    return body.time_s + head.time_s, flops, body.bytes + head.bytes, host_least_s(c, decodes)
 
 
 @inlined
 def decode_cost(
-    c: Settings, time_s: float, flops: float, moved: float, decodes: Integer, context: Integer
+    c: Settings,
+    time_s: float,
+    flops: float,
+    moved: float,
+    least_s: float,
+    decodes: Integer,
+    context: Integer,
 ) -> tuple[float, float, float]:
     """What `price_step` gives for so many decodes of so much context, added to `decode_base`."""
     if c.timing == AFFINE:
@@ -91,10 +108,10 @@ def decode_cost(
     for i in range(c.num_attention):
         a = at(c.attention, c.num_attention, i, ATTENTION)
         read = smaller(context, decodes * a.window)
-        time_s += a.layers * (a.decode_launch_s + read * a.decode_s)
+        time_s += a.layers * (a.decode_launch_s + decodes * a.sequence_s + read * a.decode_s)
         flops += a.layers * (read * a.decode_flops)
         moved += a.layers * read * a.kv_bytes
-    return time_s, flops, moved
+    return time_s if time_s > least_s else least_s, flops, moved
 
 
 @inlined

@@ -218,6 +218,8 @@ SETTINGS = np.dtype(
         ("num_body", "i8"),
         ("head", "i8"),
         ("num_head", "i8"),
+        ("host", "i8"),
+        ("num_host", "i8"),
         ("body_flops", "f8"),
         ("head_flops", "f8"),
         ("attention", "i8"),
