@@ -309,7 +309,8 @@ def _await_place(f: Fleet, c: Settings) -> Integer:
     """Closed loop: play on until another request may be sent; DONE, or a replica that needs room.
 
     Who finishes gives its place back before steps begin at that instant, who is rejected after all have
-    begun, so the whole instant is played, in several calls if need be.
+    begun, so the whole instant is played, in several calls if need be. (Where a replica rejects one and the
+    clock of another is later by one unit in the last place, both places may be free at the other's time.)
     """
     while f.num_outstanding >= f.max_concurrency or f.awaited_s > -math.inf:
         if f.num_outstanding >= f.max_concurrency:
