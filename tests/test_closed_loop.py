@@ -18,7 +18,8 @@ from kavier.simulation.compiled import CompiledResult, simulate_compiled
 from kavier.simulation.router import PLANS, ROUTERS
 from kavier.simulation.sampling import Sampling
 from kavier.timing.compiled import AffineTiming
-from tests.test_kernel import Case, assert_equal, cases
+from tests.test_kernel import TIMING, Case, assert_equal, cases
+from tests.timelines import small_pieces
 
 many = hypothesis_settings(max_examples=10 * hypothesis_settings().max_examples)
 any_router = cases(routers=[*sorted(PLANS), *sorted(ROUTERS)], most_replicas=4)
@@ -123,3 +124,28 @@ def test_a_place_that_one_replica_frees_is_taken_at_another():
     assert found["replica"].to_list() == [0, 1, 0, 1]
     assert found["arrival_s"].to_list() == [0.0, 0.0, 2.0, 3.0]
     assert found["finish_s"].to_list() == [9.0, 2.0, 3.0, 4.0]
+
+
+def test_a_buffer_that_is_full_in_the_midst_of_an_instant_changes_nothing():
+    """One replica rejects a request, and another needs room to begin its step, before anybody is sent."""
+    rows = [
+        (0.0, 3, 1), (0.0, 2, 4), (0.25, 9, 7), (0.25, 28, 1), (0.25, 9, 6), (0.25, 6, 2), (0.25, 10, 2),
+        (0.265625, 1, 5), (0.515625, 11, 5),
+    ]  # fmt: skip
+    table = pl.DataFrame(rows, ["arrival_s", "prompt_tokens", "output_tokens"], orient="row")
+    engine = Engine(
+        max_model_len=64, max_num_seqs=2, max_num_batched_tokens=4, block_size=2, async_scheduling=False,
+        enable_prefix_caching=False, scheduling_policy="priority",
+    )  # fmt: skip
+
+    def play() -> CompiledResult:
+        return simulate_compiled(
+            table, engine, TIMING, num_gpu_blocks=7, replicas=3, max_concurrency=3,
+            sampling=Sampling(interval_s=0.01, steps=True),
+        )  # fmt: skip
+
+    whole = play()
+    with small_pieces(1):
+        in_pieces = play()
+    for name in ("requests", "steps", "token_gaps"):
+        assert_equal(getattr(in_pieces, name), getattr(whole, name))
