@@ -59,6 +59,7 @@ class Case:
         sessions: Prompts share prefixes, and these are cached.
         replicas: Behind the router.
         router: Its name.
+        max_concurrency: Closed loop: most requests in flight; None = no limit.
     """
 
     rate_per_s: float
@@ -66,6 +67,7 @@ class Case:
     sessions: bool = False
     replicas: int = 1
     router: str = "round-robin"
+    max_concurrency: int | None = None
 
 
 ROUTERS = ("round-robin", "least-outstanding", "longest-prefix-match", "power-of-two-choices")
@@ -82,6 +84,7 @@ CASES = {
     "near saturation": Case(25.0),
     "overload": Case(40.0),
     "preempting": Case(19.0, blocks=6_000),
+    "closed loop": Case(40.0, max_concurrency=128),
     "prefix cache, light": Case(5.0, sessions=True),
     "prefix cache, near saturation": Case(52.0, sessions=True),
     "prefix cache, evicting": Case(38.0, sessions=True, blocks=6_000),
@@ -219,7 +222,7 @@ def player(case: Case, count: int) -> Callable[[], CompiledResult]:
     sampling = Sampling(0.0, 1.0, SaturatingPower(gpu).record(1))
     return lambda: simulate_compiled(
         table, engine, timing, num_gpu_blocks=case.blocks + 1, replicas=case.replicas, router=case.router,
-        sampling=sampling, keys=keys, workers=1,
+        max_concurrency=case.max_concurrency, sampling=sampling, keys=keys, workers=1,
     )  # fmt: skip
 
 

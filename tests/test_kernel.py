@@ -52,7 +52,7 @@ class Case:
     engine: Engine
     timing: AffineTiming
     options: dict[str, Any]
-    """num_gpu_blocks, replicas, router, seed, as_recorded"""
+    """num_gpu_blocks, replicas, router, seed, max_concurrency, as_recorded"""
 
     def keys(self) -> TokenKeys:
         return TokenKeys(self.sequences, self.engine.block_size)
@@ -105,7 +105,7 @@ def engines(draw, versions=tuple(RULES)):
 
 
 @st.composite
-def cases(draw, routers=("round-robin",), most_replicas=3):
+def cases(draw, routers=("round-robin",), most_replicas=3, *, closed=False):
     table, sequences = draw(workloads())
     engine = draw(engines())
     largest = 48 // engine.block_size
@@ -115,6 +115,7 @@ def cases(draw, routers=("round-robin",), most_replicas=3):
         "replicas": draw(st.integers(1, most_replicas)),
         "router": draw(st.sampled_from(routers)),
         "seed": draw(st.integers(0, 3)),
+        "max_concurrency": draw(st.integers(1, 5)) if closed else None,
         "as_recorded": draw(st.sampled_from([False, False, True])),
     }
     return Case(table, sequences, engine, draw(st.sampled_from([TIMING, ROUGH])), options)
@@ -163,6 +164,24 @@ def test_routers_that_look_at_replicas_equal_the_reference(case):
     check(case)
 
 
+@many
+@given(cases(closed=True, most_replicas=1), st.sampled_from([1, 4, 1 << 15]))
+def test_a_closed_loop_of_one_replica_equals_the_reference(case, size):
+    """Requests may be sent late, when others are finished or rejected; and in the midst of full buffers."""
+    with small_pieces(size):
+        check(case)
+
+
+@many
+@given(
+    cases(closed=True, routers=[*sorted(PLANS), *sorted(ROUTERS)], most_replicas=5),
+    st.sampled_from([1, 4, 1 << 15]),
+)
+def test_a_closed_loop_of_a_fleet_equals_the_reference(case, size):
+    with small_pieces(size):
+        check(case)
+
+
 # --- Sums on the way ------------------------------------------------------------------------------------
 
 
@@ -172,7 +191,8 @@ def power() -> SaturatingPower:
 
 @many
 @given(
-    cases(routers=("round-robin", "least-outstanding")),
+    cases(routers=("round-robin", "least-outstanding"))
+    | cases(routers=("round-robin", "least-outstanding"), closed=True),
     st.sampled_from([0.001, 0.03, 0.25, 1.0, 100.0]),
     st.sampled_from([4, 30, 1 << 15]),
 )
@@ -451,7 +471,6 @@ PLAIN = Engine(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=16)
         ({}, {"parent": [None, 0]}, {}, None),
         ({}, {"parent": [None, 0], "think_s": [None, 1.0]}, {}, "wait for others"),
         ({}, {"output_tokens": [1, 2**31]}, {}, "32 bits"),
-        ({}, {}, {"max_concurrency": 3}, "max_concurrency"),
         ({"scheduling_policy": "priority"}, {}, {}, None),
         ({"scheduling_policy": "priority", "vllm_version": "0.25"}, {}, {}, "rules of vLLM 0.25"),
         ({"kv_cache": False}, {}, {}, "kv_cache is off"),

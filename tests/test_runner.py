@@ -454,8 +454,8 @@ def test_which_engine_played_is_said_with_the_reason(tmp_path):
     source = trace(tmp_path, [row(0.0), row(0.0)])
     compiled = kavier.simulate(replay(source)).summary["engine"]
     assert compiled == {"name": "kernel", "why": None}
-    limited = kavier.simulate(replay(source, workload={"max_concurrency": 1})).summary["engine"]
-    assert limited == {"name": "reference", "why": "max_concurrency"}
+    forgetful = kavier.simulate(replay(source, engine={"kv_cache": False})).summary["engine"]
+    assert forgetful == {"name": "reference", "why": "kv_cache is off"}
 
 
 def open_loop(**engine: Any) -> dict[str, Any]:
@@ -466,9 +466,11 @@ def open_loop(**engine: Any) -> dict[str, Any]:
     return {**BUSY, "workload": {"synthetic": load}, "engine": {**BUSY["engine"], **chunks, **engine}}
 
 
+@pytest.mark.parametrize("limit", [None, 60])
 @pytest.mark.parametrize("version", RULES)
-def test_every_release_gives_the_same_result_in_both_engines(monkeypatch, version):
+def test_every_release_gives_the_same_result_in_both_engines(monkeypatch, version, limit):
     busy = open_loop(vllm_version=version)
+    busy["workload"]["max_concurrency"] = limit
     compiled = kavier.simulate(busy)
     monkeypatch.setattr("kavier.runner.covers", lambda *_, **__: "a test")
     reference = kavier.simulate(busy)
@@ -573,6 +575,6 @@ def test_a_long_run_in_the_reference_engine_is_told_beforehand(caplog, requests,
     lengths = {"kind": "fixed", "mean": 2}
     load = {"num_prompts": requests, "prompt_tokens": lengths, "output_tokens": lengths}
     arrivals = {"process": "poisson", "request_rate": 1000.0}
-    workload = {"synthetic": {**load, "arrivals": arrivals}, "max_concurrency": 9}
-    kavier.simulate({"model": "meta-llama/Llama-3.1-8B", "fleet": {"gpu": "H100"}, "workload": workload})
-    assert ("max_concurrency: the reference engine plays" in caplog.text) == told
+    scenario = {"model": "meta-llama/Llama-3.1-8B", "fleet": {"gpu": "H100"}, "engine": {"kv_cache": False}}
+    kavier.simulate({**scenario, "workload": {"synthetic": {**load, "arrivals": arrivals}}})
+    assert ("kv_cache is off: the reference engine plays" in caplog.text) == told

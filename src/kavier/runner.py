@@ -232,7 +232,7 @@ class _Run:
         """What the run left, and why not in the compiled engine."""
         scenario, requests, total = self._scenario, self._requests, len(self._requests)
         output, gpus = scenario.output, scenario.engine.tensor_parallel_size
-        blocks, limit = self._platform.kv.kv_blocks, scenario.workload.max_concurrency
+        blocks = self._platform.kv.kv_blocks
         sampling = Sampling(
             requests["arrival_s"][0],
             output.sample_interval_s,
@@ -245,12 +245,11 @@ class _Run:
             "replicas": scenario.fleet.replicas,
             "router": self._policies.get("router", scenario.fleet.router),
             "seed": scenario.seed,
+            "max_concurrency": scenario.workload.max_concurrency,
             "progress": None if progress is None else lambda ended: progress(ended, total),
         }
         uncompiled = self._uncompiled()
-        why = uncompiled or covers(
-            requests, scenario.engine, self.timing, num_gpu_blocks=blocks, max_concurrency=limit
-        )
+        why = uncompiled or covers(requests, scenario.engine, self.timing, num_gpu_blocks=blocks)
         if uncompiled or (why is not None and total > MANY):
             _LOG.warning("%s: the reference engine plays, at a few hundred requests a second", why)
         if why is None:
@@ -258,7 +257,7 @@ class _Run:
             return simulate_compiled(
                 requests, scenario.engine, self.timing, sampling=sampling, **common
             ), None
-        played = simulate_reference(requests, scenario.engine, self.timing, max_concurrency=limit, **common)
+        played = simulate_reference(requests, scenario.engine, self.timing, **common)
         return with_sums(played, self._power, gpus, scenario.fleet.replicas, sampling), why
 
     def _uncompiled(self) -> str | None:

@@ -16,7 +16,7 @@ from kavier.simulation.packing import Packed, requests_table
 from kavier.simulation.play import Progress, Run
 from kavier.simulation.policy.policy import Policy
 from kavier.simulation.request import priorities_of
-from kavier.simulation.router import PLANS, draw_pairs, router_rng
+from kavier.simulation.router import PLANS, Plan, draw_pairs, router_rng
 from kavier.simulation.sampling import Sampling
 from kavier.timing.compiled import Compilable
 from kavier.timing.step import StepTimeModel
@@ -31,7 +31,6 @@ def covers(
     timing: StepTimeModel,
     *,
     num_gpu_blocks: int,
-    max_concurrency: int | None = None,
 ) -> str | None:
     """Why the compiled engine cannot play this, or None if it can."""
     thinking = {"parent", "think_s"} <= set(workload.columns) and bool(
@@ -45,7 +44,6 @@ def covers(
         "a request has more tokens than 32 bits count": max(int(t.max()) for t in totals.values())
         > k.MAX_TOKENS,
         "requests wait for others to end (think_s)": thinking,
-        "max_concurrency": max_concurrency is not None,
         f"scheduling_policy priority by the rules of vLLM {engine.vllm_version}": (
             engine.scheduling_policy != "fcfs" and not rules.self_preemption_goes_on
         ),
@@ -94,6 +92,7 @@ def simulate_compiled(
     replicas: int = 1,
     router: str | Policy = "round-robin",
     seed: int = 0,
+    max_concurrency: int | None = None,
     sampling: Sampling | None = None,
     keys: tuple[Array, Array] | None = None,
     as_recorded: bool = False,
@@ -110,12 +109,13 @@ def simulate_compiled(
         replicas: Identical engines.
         router: Name in `router.PLANS` or `router.ROUTERS`, or a policy with machine code.
         seed: Of the router's random choices.
+        max_concurrency: Closed loop: most requests in flight.
         sampling: What to add up on the way.
         keys: Block keys of all requests and where each one's begin; None = from the workload's hashes.
             Numbers from 0 on, at best those of new blocks in succession.
         as_recorded: See `replica.AsyncReplica`.
         workers: Threads for replicas that do not depend on each other; None = one a processor. Results do not
-            depend on it.
+            depend on it. In a closed loop all replicas depend on each other.
         progress: Called with the number of ended requests, now and then.
     """
     sampling = sampling or Sampling()
@@ -129,10 +129,15 @@ def simulate_compiled(
     if engine.enable_prefix_caching:
         packed.set_keys(*(keys if keys is not None else BlockKeys(workload, engine.block_size).flat))
     run = Run(packed, requests, sampling, replicas, progress)
+    chosen: str | Policy | Plan = router
     if isinstance(router, str) and router in PLANS:
-        run.play_apart(PLANS[router](workload, replicas, router_rng(seed)), workers or os.cpu_count() or 1)
+        chosen = PLANS[router](workload, replicas, router_rng(seed))
+    if isinstance(chosen, Plan) and max_concurrency is None:
+        run.play_apart(chosen, workers or os.cpu_count() or 1)
     else:
-        run.play_fleet(router, draw_pairs(len(workload), replicas, router_rng(seed)))
+        run.play_fleet(chosen, draw_pairs(len(workload), replicas, router_rng(seed)), max_concurrency)
+    if max_concurrency is not None:
+        workload = workload.with_columns(arrival_s=requests["arrival_s"])
     return CompiledResult(
         requests=requests_table(packed, workload, run.replica),
         steps=run.steps_table() if sampling.steps else None,

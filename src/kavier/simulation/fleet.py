@@ -14,12 +14,12 @@ from kavier.simulation.kernel import records as k
 from kavier.simulation.packing import Packed
 from kavier.simulation.policy.policy import Policy
 from kavier.simulation.policy.views import FixedView, RequestView, arrivals
-from kavier.simulation.router import ROUTERS
+from kavier.simulation.router import ROUTERS, Plan
 
 Array = NDArray[Any]
 
-NOBODY = 2**62
-"""Load of leaves without a replica."""
+NEVER = 2**62
+"""Load of leaves without a replica, and limit on concurrency where there is none."""
 
 KERNEL_ROUTERS = {
     "least-outstanding": k.LEAST_OUTSTANDING,
@@ -41,13 +41,20 @@ class Fleet:
     Args:
         packed: Settings and requests.
         arena: Of all replicas.
-        chosen: Filled with the replica of each request.
-        router: Name in `router.ROUTERS`, or a policy with machine code.
+        chosen: Filled with the replica of each request; with a plan it is already.
+        router: Name in `router.ROUTERS`, a policy with machine code, or a plan.
         draws: Two replicas an arrival, of `router.draw_pairs`.
+        max_concurrency: Closed loop: most requests in flight; None = no limit.
     """
 
     def __init__(
-        self, packed: Packed, arena: Arena, chosen: Array, router: str | Policy, draws: Array
+        self,
+        packed: Packed,
+        arena: Arena,
+        chosen: Array,
+        router: str | Policy | Plan,
+        draws: Array,
+        max_concurrency: int | None,
     ) -> None:
         self.arena, self._packed, self._router = arena, packed, router
         replicas = len(arena.records)
@@ -61,20 +68,22 @@ class Fleet:
         }  # fmt: skip
         self._record = np.zeros(1, k.FLEET)
         self._record["num_replicas"], self._record["num_leaves"] = replicas, leaves
+        self._record["max_concurrency"] = NEVER if max_concurrency is None else max_concurrency
+        self._record["awaited_s"] = self._record["freed_s"] = -np.inf
         self._choose(router)
         for name, array in self._kept.items():
             self._record[name] = address(array)
         self.address = address(self._record)
         contents = int(packed.c["num_contents"])
-        if packed.c["caching"] and contents and (isinstance(router, Policy) or router in SEE_CONTENTS):
+        if packed.c["caching"] and contents and _sees_contents(router):
             packed.point("holders", np.zeros(contents, k.HOLDER))
             packed.c["set_words"] = -(-replicas // 64)
             self._sets = np.zeros(0, np.int64)
             self.more_sets()
 
-    def _choose(self, router: str | Policy) -> None:
+    def _choose(self, router: str | Policy | Plan) -> None:
         if not isinstance(router, Policy):
-            self._record["router"] = KERNEL_ROUTERS[router]
+            self._record["router"] = k.PLANNED if isinstance(router, Plan) else KERNEL_ROUTERS[router]
             return
         self._record["router"], self._record["function"] = k.PYTHON, router.address
         self._kept["arrived"] = arrivals(self._packed.workload, int(self._packed.c["block_size"]))
@@ -102,9 +111,13 @@ class Fleet:
         raise InputError(f"compiled, the router answers {bad} where it is {answer}", where=self._router.name)
 
 
+def _sees_contents(router: str | Policy | Plan) -> bool:
+    return isinstance(router, Policy) or router in SEE_CONTENTS
+
+
 def _winners(replicas: int, leaves: int) -> Array:
     """A winner tree of idle replicas."""
-    loads = np.full(2 * leaves, NOBODY, np.int64)
+    loads = np.full(2 * leaves, NEVER, np.int64)
     loads[leaves : leaves + replicas] = 0
     for i in range(leaves - 1, 0, -1):
         loads[i] = min(loads[2 * i], loads[2 * i + 1])

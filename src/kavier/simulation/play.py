@@ -101,8 +101,7 @@ class Run:
     def play_apart(self, plan: Plan, workers: int) -> None:
         """Each replica plays its part of the plan, on so many threads."""
         served = self._served
-        targets = plan.targets[: len(served)] if plan.in_turn else plan.targets[served]
-        self.replica[served] = targets
+        targets = self._follow(plan)
         self.packed.set_arrivals(served[np.argsort(targets, kind="stable")])
         ends = np.cumsum(np.bincount(targets, minlength=self._replicas))
         spans = [(int(ends[i - 1]) if i else 0, int(ends[i])) for i in range(self._replicas)]
@@ -111,6 +110,12 @@ class Run:
             self._play_parts(spans, workers)
         else:
             self._play_shares(spans, min(workers, self._replicas))
+
+    def _follow(self, plan: Plan) -> Array:
+        """Note the replica of each request that is served; returns them."""
+        served = self._served
+        self.replica[served] = plan.targets[: len(served)] if plan.in_turn else plan.targets[served]
+        return self.replica[served]
 
     def _is_soon_told(self, served: Array) -> bool:
         """Whether the timeline of a replica is short: that of parts played at once is kept until the end."""
@@ -211,17 +216,20 @@ class Run:
         self.packed.check_timing()
         return answer
 
-    # --- Routers that look at replicas: all in the order of time
+    # --- Routers that look at replicas, and closed loops: all in the order of time
 
-    def play_fleet(self, router: str | Policy, draws: Array) -> None:
+    def play_fleet(self, router: str | Policy | Plan, draws: Array, max_concurrency: int | None) -> None:
         """Arrivals in their order; then every replica to its end."""
-        self.packed.set_arrivals(self._served)
+        if isinstance(router, Plan):
+            self._follow(router)
+        # In a closed loop those whom the API server refuses wait for a place too.
+        self.packed.set_arrivals(self._served if max_concurrency is None else np.arange(len(self._requests)))
         arena = Arena(self.packed.c, self._replicas)
         self.gaps.watch(arena.records)
         outputs = [
             self.output(record, partial(self._give, index)) for index, record in enumerate(arena.records)
         ]
-        self._play_arrivals(Fleet(self.packed, arena, self.replica, router, draws), outputs)
+        self._play_arrivals(Fleet(self.packed, arena, self.replica, router, draws, max_concurrency), outputs)
         self.packed.c["holders"] = 0
         size = arena.records.itemsize
         for index, output in enumerate(outputs):
@@ -232,9 +240,9 @@ class Run:
         self.gaps.note(arena.records)
 
     def _play_arrivals(self, fleet: Fleet, outputs: list[Output]) -> None:
-        until = 0
-        while until < len(self._served):
-            until = min(until + ARRIVALS_A_CALL, len(self._served))
+        until, end = 0, len(self.packed.arrivals)
+        while until < end:
+            until = min(until + ARRIVALS_A_CALL, end)
             while (answer := LIBRARY.call(operations.PLAY_FLEET, fleet.address, until)) != k.DONE:
                 if answer == k.NEEDS_SETS:
                     fleet.more_sets()

@@ -3,6 +3,8 @@
 A router sees a replica as it is when a request arrives, but most of what happens in between changes nothing
 that it looks at. A winner tree holds, for every replica, when that may change at the earliest; only who is
 due is advanced.
+
+A request that ends is such a change. So the tree also tells when a closed loop may send the next one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from kavier.simulation.kernel.index import depth, next_holder
 from kavier.simulation.kernel.prefix import first_told, match, num_told
 from kavier.simulation.kernel.queues import next_finish, request_at
 from kavier.simulation.kernel.records import (
+    ARRIVAL,
     ARRIVAL_BYTES,
     BAD_CHOICE,
     BUSY,
@@ -42,8 +45,10 @@ from kavier.simulation.kernel.records import (
     LLM_D,
     LONGEST_PREFIX,
     NEEDS_SETS,
+    PLANNED,
     POWER_OF_TWO,
     PYTHON,
+    REJECTED_CONTEXT,
     REPLICA,
     SETTINGS,
     SPARE_SETS,
@@ -115,12 +120,18 @@ def _sees_contents(f: Fleet) -> bool:
     return f.router == LONGEST_PREFIX or f.router == CACHE_AWARE
 
 
+@inlined
+def _decides(r: Replica) -> bool:
+    """Whether at `decide_s` a step is to be scheduled, and nothing to be seen to before."""
+    return r.mode != STEADY and r.mode != BUSY and r.mode != DRAINED
+
+
 @compiled
 def _next_change(f: Fleet, r: Replica, c: Settings) -> float:
     """A lower bound on when something that the router looks at can change next, other than by eviction."""
     if r.mode == IDLE:
         return math.inf
-    if r.mode != STEADY and r.mode != BUSY and r.mode != DRAINED:
+    if _decides(r):
         return double_of(bits_of(r.decide_s) + 1)  # what is decided then shows behind it
     if r.mode != STEADY or _sees_blocks(f) or c.timing == FUNCTION:
         return r.decide_s
@@ -141,6 +152,7 @@ def _publish(f: Fleet, c: Settings, index: Integer) -> None:
     """Show a replica as it is, and note when to look again."""
     r, view = _replica(f, index), _view(f, index)
     view.num_waiting, view.num_running = r.num_waiting, r.num_running
+    f.num_outstanding += r.num_waiting + r.num_running - view.num_outstanding
     view.num_outstanding = r.num_waiting + r.num_running
     view.used_blocks = c.num_usable - r.num_free
     load = view.num_outstanding + 0
@@ -255,7 +267,9 @@ def _by_scores(f: Fleet, c: Settings, q: Integer) -> Integer:
 
 @inlined
 def _choose(f: Fleet, c: Settings, i: Integer, q: Integer, now_s: float) -> Integer:
-    """The replica that serves arrival i, request q; -1 - replica if that one needs room first."""
+    """The replica that serves request q, the i-th to be routed; -1 - replica if that one needs room first."""
+    if f.router == PLANNED:
+        return at(f.chosen, c.num_requests, q, INT32).value
     if f.router == POWER_OF_TWO:
         return _power_of_two(f, c, i)
     if f.router == LONGEST_PREFIX:
@@ -276,21 +290,68 @@ def _has_sets(c: Settings) -> bool:
 
 
 @compiled
+def _play_to(f: Fleet, c: Settings, until_s: float) -> Integer:
+    """Bring replicas up to date in which something may have changed by then; DONE, or one that needs room."""
+    while at(f.agenda, 2 * f.num_leaves, 1, FLOAT64).value <= until_s:
+        index = _winner(f, f.agenda, FLOAT64)
+        r, outstanding = _replica(f, index), f.num_outstanding + 0
+        now_s = r.decide_s if _decides(r) else until_s  # rejected when a step is decided, or finished
+        if not catch_up(r, c, until_s):
+            return index
+        _publish(f, c, index)
+        if f.num_outstanding < outstanding:
+            f.freed_s = now_s
+    return DONE
+
+
+@compiled
+def _await_place(f: Fleet, c: Settings) -> Integer:
+    """Closed loop: play on until another request may be sent; DONE, or a replica that needs room.
+
+    Who finishes gives its place back before steps begin at that instant, who is rejected after all have
+    begun, so the whole instant is played, in several calls if need be. (Where a replica rejects one and the
+    clock of another is later by one unit in the last place, both places may be free at the other's time.)
+    """
+    while f.num_outstanding >= f.max_concurrency or f.awaited_s > -math.inf:
+        if f.num_outstanding >= f.max_concurrency:
+            f.awaited_s = at(f.agenda, 2 * f.num_leaves, 1, FLOAT64).value
+        index = _play_to(f, c, f.awaited_s)
+        if index != DONE:
+            return index
+        f.awaited_s = -math.inf
+    return DONE
+
+
+@inlined
+def _send(f: Fleet, c: Settings, q: Integer, now_s: float) -> bool:
+    """A request is sent; False if the API server refuses it."""
+    request = request_at(c, q)
+    request.arrival_s = now_s
+    if f.router == PYTHON:
+        at(f.arrived, c.num_requests, q, ARRIVAL).arrival_s = now_s
+    return request.status != REJECTED_CONTEXT
+
+
+@compiled
 def play_fleet(f: Fleet, until: Integer) -> Integer:
     """Play arrivals before `until`; returns DONE, a replica that needs room, NEEDS_SETS or BAD_CHOICE."""
     c = at(f.settings, 1, 0, SETTINGS)
     while f.position < until:
-        i = f.position + 0
-        q = at(c.arrivals, c.num_arrivals, i, INT64).value
-        now_s = request_at(c, q).arrival_s
         if not _has_sets(c):
             return NEEDS_SETS
-        while at(f.agenda, 2 * f.num_leaves, 1, FLOAT64).value <= now_s:
-            index = _winner(f, f.agenda, FLOAT64)
-            if not catch_up(_replica(f, index), c, now_s):
-                return index
-            _publish(f, c, index)
-        index = _choose(f, c, i, q, now_s)
+        index = _await_place(f, c)
+        if index != DONE:
+            return index
+        q = at(c.arrivals, c.num_arrivals, f.position, INT64).value
+        due_s = request_at(c, q).arrival_s
+        now_s = due_s if due_s > f.freed_s else f.freed_s
+        index = _play_to(f, c, now_s)
+        if index != DONE:
+            return index
+        if not _send(f, c, q, now_s):
+            f.position += 1
+            continue
+        index = _choose(f, c, f.num_routed, q, now_s)
         if f.router == PYTHON and not 0 <= index < f.num_replicas:
             f.bad_choice = index
             return BAD_CHOICE
@@ -302,5 +363,6 @@ def play_fleet(f: Fleet, until: Integer) -> Integer:
         at(f.chosen, c.num_requests, q, INT32).value = index
         arrive(r, c, q, now_s)
         _publish(f, c, index)
+        f.num_routed += 1
         f.position += 1
     return DONE

@@ -408,7 +408,7 @@ FLEET = np.dtype(
         ("loads", "i8"),  # winner tree over replicas: whom the router prefers
         ("num_leaves", "i8"),
         ("views", "i8"),
-        ("chosen", "i8"),  # replica of each request
+        ("chosen", "i8"),  # replica of each request; PLANNED: known beforehand
         ("draws", "i8"),  # random replicas, two an arrival
         ("arrived", "i8"),  # ARRIVAL of each request
         (
@@ -416,13 +416,19 @@ FLEET = np.dtype(
             "i8",
         ),  # of a router in Python: C function (address of ARRIVAL, address of VIEWs) -> index
         ("position", "i8"),  # next arrival
+        ("num_routed", "i8"),  # arrivals so far that were not refused
         ("bad_choice", "i8"),  # what such a router answered, if it is no index
+        # closed loop
+        ("max_concurrency", "i8"),
+        ("num_outstanding", "i8"),  # of all replicas
+        ("awaited_s", "f8"),  # an instant being played because nobody may be sent; minus infinity: none
+        ("freed_s", "f8"),  # when the number of outstanding requests last fell
     ],
     align=True,
 )
 
-LEAST_OUTSTANDING, POWER_OF_TWO, LEAST_KV_USED, LONGEST_PREFIX, CACHE_AWARE, LLM_D, PYTHON = range(7)
-"""State-aware routers; see `router.py`."""
+LEAST_OUTSTANDING, POWER_OF_TWO, LEAST_KV_USED, LONGEST_PREFIX, CACHE_AWARE, LLM_D, PYTHON, PLANNED = range(8)
+"""Routers; see `router.py`. PLANNED: any that looks at nothing."""
 
 DONE, NEEDS_SETS, BAD_CHOICE = -1, -2, -3
 """What the fleet answers besides the number of a replica that needs room."""
