@@ -22,7 +22,7 @@ from kavier.ecosystem.gpu import find_gpu
 from kavier.ecosystem.models import find_model
 from kavier.ecosystem.vllm_versions import RULES
 from kavier.errors import InputError
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel, saturating
 from kavier.metrics.sums import with_sums
 from kavier.metrics.timeline import Totals
 from kavier.scenario import Engine
@@ -166,8 +166,9 @@ def test_routers_that_look_at_replicas_equal_the_reference(case):
 # --- Sums on the way ------------------------------------------------------------------------------------
 
 
-def power() -> SaturatingPower:
-    return SaturatingPower(find_gpu("H100-SXM"))
+def power() -> PowerModel:
+    gpu = find_gpu("H100-SXM")
+    return saturating(gpu, gpu.flops_per_s["bf16"])
 
 
 @many

@@ -15,7 +15,7 @@ from kavier.ecosystem.platform import Platform, build_platform
 from kavier.errors import InputError
 from kavier.metrics.course import Course
 from kavier.metrics.latency import window, with_latencies
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel, power_model
 from kavier.metrics.summary import Facts, summarise_run
 from kavier.metrics.sums import with_sums
 from kavier.metrics.timeline import Keep, Timeline, joined
@@ -102,7 +102,7 @@ def simulate(
     policies = policies_of(scenario, given)
     resolved = _resolve(scenario, platform, policies)
     datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine)
-    power = SaturatingPower(platform.gpu, compute_dtype(platform.gpu, platform.model.weight_dtype))
+    power = power_model(scenario.power, platform.gpu, platform.model)
     run = _Run(resolved, platform, workload, datasheet, power, policies)
     origin_s = _origin_s(workload)
     kept: list[pl.DataFrame] = []
@@ -184,7 +184,7 @@ class _Run:
         platform: Platform,
         workload: Workload,
         datasheet: DatasheetTiming,
-        power: SaturatingPower,
+        power: PowerModel,
         policies: Mapping[str, Policy],
     ) -> None:
         self._scenario, self._platform, self._power = scenario, platform, power

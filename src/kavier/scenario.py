@@ -341,6 +341,10 @@ class Scenario(Section):
     timing: Annotated[
         Literal["datasheet"] | PolicyName, Field(description="what prices a step: see docs/scenario.md")
     ] = "datasheet"
+    power: Annotated[
+        Literal["saturating", "additive", "constant"],
+        Field(description="GPU power in a step: see docs/metrics.md"),
+    ] = "saturating"
     site: Site = Site()
     prices: Prices = Prices()
     slo: Slo = Slo()

@@ -115,9 +115,10 @@ def _saturation(u: float) -> float:
 
 @inlined
 def energy_j(p: Power, flops: float, moved: float, duration_s: float) -> float:
-    """Energy of all GPUs of a replica in a step that takes time: see `metrics.power.SaturatingPower`."""
+    """Energy of all GPUs of a replica in a step that takes time: see `metrics.power.PowerModel`."""
     u = (p.per_byte_per_s * moved + p.per_flop_per_s * flops) / duration_s
-    return (p.floor_w + p.span_w * _saturation(u)) * duration_s * p.gpus
+    share = (u if u < 1.0 else 1.0) if p.linear else _saturation(u)
+    return ((p.floor_w if u > 0.0 else p.idle_w) + p.span_w * share) * duration_s * p.gpus
 
 
 @inlined
