@@ -375,7 +375,8 @@ def gpu(name="H100-SXM"):
 
 
 def bf16_power(made=saturating) -> PowerModel:
-    return made(gpu(), gpu().flops_per_s["bf16"])
+    power: PowerModel = made(gpu(), gpu().flops_per_s["bf16"])
+    return power
 
 
 def steps_energy_j(result, gpus) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,7 @@ def fit_power(
 
     Example: kavier fit-power ../shared/data/ml_energy/llm_energy_h100.csv --svg power.svg
     """
-    import datetime
+    import datetime as dt
 
     from kavier.validation import power_page
     from kavier.validation.ml_energy import read_measured
@@ -42,12 +43,12 @@ def fit_power(
     measured = read_measured(file)
     work = work_of(measured.points)
     fits = fit(work)
-    _show(power_page.fit_sections(fits, work, measured), power_page.fit_numbers(fits, work), json=json)
     if toml is not None:
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        today = dt.datetime.now(dt.UTC).date().isoformat()
         _write(toml, power_page.constants_toml(fits, work, file.name, today))
     if svg is not None:
         _write(svg, power_page.picture(fits[0], work))
+    _show(power_page.fit_sections(fits, work, measured), power_page.fit_numbers(fits, work), json=json)
 
 
 def validate_power(
@@ -95,12 +96,12 @@ def validate_power(
         "fit": power_page.fit_numbers(fits, work),
         "simulated": power_page.played_numbers(played, timing),
     }
-    _show(sections, numbers, json=json)
     if out is not None:
         _write(out, markdown("Validation of power", sections))
+    _show(sections, numbers, json=json)
 
 
-def _show(sections: list[Section], numbers: dict[str, object], *, json: bool) -> None:
+def _show(sections: list[Section], numbers: Mapping[str, object], *, json: bool) -> None:
     if json:
         import json as json_module
 

@@ -108,17 +108,17 @@ def peak_flops_per_s(gpu: GpuSpec, model: ModelSpec) -> float:
     mixed like the matrices.
     """
     few_bits, plain = gpu.flops_per_s[compute_dtype(gpu, model.weight_dtype)], gpu.flops_per_s["bf16"]
-    flops_s = flops = 0.0
+    quantized = total = 0
     for weight in model.weights():
         if weight.role != "embedding" or model.tie_word_embeddings:  # tied: it is the head as well
-            used = weight.parameters(active=True)
-            flops += used
-            flops_s += used / (few_bits if model.is_quantized(weight) else plain)
-    return flops / flops_s
+            total += weight.parameters(active=True)
+            quantized += weight.parameters(active=True) if model.is_quantized(weight) else 0
+    share = quantized / total
+    return plain / (1.0 - share + share * plain / few_bits)
 
 
 def saturating(gpu: GpuSpec, peak_flops_per_s: float) -> PowerModel:
-    """floor + (TDP - floor) (1 - exp(-(alpha MBU + beta MFU))), the floor being the loaded idle power.
+    """P = floor + (TDP - floor) (1 - exp(-(alpha MBU + beta MFU))), the floor being the loaded idle power.
 
     alpha and beta are of H100 SXM. Another GPU takes the geometric mean of two ways to carry them over: the
     same numbers, and the same energy per byte and FLOP.

@@ -23,10 +23,10 @@ def scatter_svg(
         return f"{MARGIN + SIDE * (1 - value / limit):.1f}"
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        'font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
+        "<style>text {font: 13px sans-serif}</style>",
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="{MARGIN}" y="{MARGIN - 20}" font-size="15">{escape(title)}</text>',
+        f'<text x="{MARGIN}" y="{MARGIN - 20}">{escape(title)}</text>',
     ]
     for tick in range(6):
         value = limit * tick / 5
@@ -40,8 +40,8 @@ def scatter_svg(
         parts.append(f'<path d="M{x(0)} {y(0)}L{x(end)} {y(end * slope)}" stroke="#888"{style}/>')
     parts += [
         f'<text x="{MARGIN + SIDE / 2}" y="{height - 12}" text-anchor="middle">measured, {unit}</text>',
-        f'<text transform="translate(14 {MARGIN + SIDE / 2}) rotate(-90)" text-anchor="middle">'
-        f"predicted, {unit}</text>",
+        f'<g transform="translate(14 {MARGIN + SIDE / 2}) rotate(-90)">',
+        f'<text text-anchor="middle">predicted, {unit}</text></g>',
     ]
     for number, (name, points) in enumerate(groups.items()):
         color = COLORS[number % len(COLORS)]

@@ -34,32 +34,27 @@ class Candidate:
     start: Mapping[str, float]
 
 
-def _saturating(p: Array, w: Work) -> Array:
-    return w.idle_w + (w.tdp_w - w.idle_w) * -np.expm1(-(p[0] * w.mbu + p[1] * w.mfu))
+def _saturated(floor_w: Array, p: Array, w: Work) -> Array:
+    watts: Array = floor_w + (w.tdp_w - floor_w) * -np.expm1(-(p[0] * w.mbu + p[1] * w.mfu))
+    return watts
 
 
-def _free_floor(p: Array, w: Work) -> Array:
-    floor_w = p[2] * w.tdp_w
-    return floor_w + (w.tdp_w - floor_w) * -np.expm1(-(p[0] * w.mbu + p[1] * w.mfu))
-
-
-def _energies(p: Array, w: Work) -> Array:
-    return (p[0] * w.bytes_per_s + p[1] * w.flops_per_s) / PJ_PER_J
-
-
-def _additive(p: Array, w: Work) -> Array:
-    return np.minimum(p[2] * w.tdp_w + _energies(p, w), w.tdp_w)
-
-
-def _idle_additive(p: Array, w: Work) -> Array:
-    return np.minimum(w.idle_w + _energies(p, w), w.tdp_w)
+def _added(floor_w: Array, p: Array, w: Work) -> Array:
+    watts: Array = floor_w + (p[0] * w.bytes_per_s + p[1] * w.flops_per_s) / PJ_PER_J
+    return np.minimum(watts, w.tdp_w)
 
 
 CANDIDATES: Mapping[str, Candidate] = {
-    "saturating": Candidate(_saturating, {"alpha": 1.0, "beta": 8.0}),
-    "saturating, free floor": Candidate(_free_floor, {"alpha": 1.0, "beta": 8.0, "floor": 0.2}),
-    "additive": Candidate(_additive, {"byte_energy": 80.0, "flop_energy": 1.0, "floor": 0.3}),
-    "additive, idle floor": Candidate(_idle_additive, {"byte_energy": 100.0, "flop_energy": 1.0}),
+    "saturating": Candidate(lambda p, w: _saturated(w.idle_w, p, w), {"alpha": 1.0, "beta": 8.0}),
+    "saturating, free floor": Candidate(
+        lambda p, w: _saturated(p[2] * w.tdp_w, p, w), {"alpha": 1.0, "beta": 8.0, "floor": 0.2}
+    ),
+    "additive": Candidate(
+        lambda p, w: _added(p[2] * w.tdp_w, p, w), {"byte_energy": 80.0, "flop_energy": 1.0, "floor": 0.3}
+    ),
+    "additive, idle floor": Candidate(
+        lambda p, w: _added(w.idle_w, p, w), {"byte_energy": 100.0, "flop_energy": 1.0}
+    ),
     "constant": Candidate(lambda p, w: p[0] * w.tdp_w, {"share": 0.7}),
     "TDP": Candidate(lambda _, w: w.tdp_w, {}),
 }
@@ -154,12 +149,13 @@ def _fit(candidate: Candidate, work: Work) -> Array:
 
     Damped Gauss-Newton on the logarithms of the parameters.
     """
-    logs = np.log(np.array(list(candidate.start.values())))
+    logs: Array = np.log(np.array(list(candidate.start.values())))
     if not len(logs):
         return logs
 
     def log_errors(at: Array) -> Array:
-        return np.log(candidate.formula(np.exp(at), work) / work.power_w)
+        error: Array = np.log(candidate.formula(np.exp(at), work) / work.power_w)
+        return error
 
     def loss(error: Array) -> float:
         return float(np.sum(np.hypot(1.0, error / SOFT) - 1.0))
@@ -170,15 +166,17 @@ def _fit(candidate: Candidate, work: Work) -> Array:
         slope = np.array([(log_errors(logs + step) - error) / 1e-6 for step in steps]).T
         weight = 1.0 / np.hypot(1.0, error / SOFT)
         normal, pull = (slope.T * weight) @ slope, (slope.T * weight) @ error
-        move = -np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), pull)
+        damped = normal + damping * np.diag(np.diag(normal) + 1e-3)  # regular, whatever has no effect
+        move = np.clip(-np.linalg.solve(damped, pull), -1.0, 1.0)
         moved = log_errors(logs + move)
         if loss(moved) <= loss(error):
-            logs, error, damping = logs + move, moved, damping / 4.0
+            logs, error, damping = logs + move, moved, max(damping / 4.0, 1e-9)
             if np.max(np.abs(move)) < 1e-9:
                 break
         else:
             damping *= 8.0
-    return np.exp(logs)
+    fitted: Array = np.exp(logs)
+    return fitted
 
 
 def batches(work: Work) -> NDArray[np.str_]:

@@ -54,7 +54,7 @@ def constants(fits: Sequence[PowerFit], work: Work) -> dict[str, tuple[float, st
         out = errors(fit.left_out_w, work.power_w)
         found[f"{fit.name}.sd"] = (
             _rounded(out.sd),
-            f"root mean square, family left out; MAPE {out.mape:.1%}, bias {out.bias:+.1%}, P95 {out.p95:.0%}",
+            f"root mean square, family left out; MAPE {out.mape:.1%}, bias {out.bias:+.1%}",
         )
     return found
 
@@ -67,8 +67,8 @@ def constants_toml(fits: Sequence[PowerFit], work: Work, source: str, date: str)
     """`metrics/power.toml` as shipped."""
     families = len(set(work.families.tolist()))
     head = (
-        f"# Written by `kavier fit-power {source}`: power models of one GPU, fitted to {len(work.points)} measured\n"
-        f"# runs of {families} families of models. See docs/validation-power.md.\n"
+        f"# Written by `kavier fit-power {source}`: power models of one GPU, fitted to\n"
+        f"# {len(work.points)} runs of {families} families of models. See docs/validation-power.md.\n"
     )
     entries = [
         f'[{name}]\nvalue = {value:g}\nunit = "{UNITS[name.rpartition(".")[2]]}"\n'
@@ -88,8 +88,9 @@ def fit_sections(fits: Sequence[PowerFit], work: Work, measured: Measured) -> li
     return [
         Section(
             "Candidates",
-            f"GPU power of {count} measured runs, {families} families of models; time is as measured, work is "
-            "counted by the code that prices steps. Each family is predicted from a fit to the others. "
+            f"GPU power of {count} measured runs, {families} families of models; time is as measured, "
+            "work is counted by the code that prices steps. Each family is predicted from a fit to the "
+            "others. "
             f"Assumed, since not published: prompts of {inputs} tokens. "
             f"Left out, prompts unknown: {left_out or 'none'}.",
             ("Model", "parameters", "MAPE", "bias", "P95"),
@@ -100,7 +101,13 @@ def fit_sections(fits: Sequence[PowerFit], work: Work, measured: Measured) -> li
             "Fitted to all runs; the deviation is a jackknife over families.",
             ("Constant", "value", "unit", "fit error", "shipped"),
             [
-                (name, f"{value:g}", UNITS[name.rpartition(".")[2]], doubt.partition(",")[0], f"{FITTED[name]:g}")
+                (
+                    name,
+                    f"{value:g}",
+                    UNITS[name.rpartition(".")[2]],
+                    doubt.partition(",")[0],
+                    f"{FITTED[name]:g}",
+                )
                 for name, (value, doubt) in constants(fits, work).items()
             ],
         ),
@@ -128,8 +135,8 @@ def fit_sections(fits: Sequence[PowerFit], work: Work, measured: Measured) -> li
         ),
         Section(
             "With one measured point a deployment",
-            "One factor on the activity of a deployment (`power_factor`) from its middle batch, the family left "
-            "out of the fit; the errors are those of its other runs.",
+            "One factor on the activity of a deployment (`power_factor`) from its middle batch, the family "
+            "left out of the fit; the errors are those of its other runs.",
             ("", *ERRORS),
             _error_rows({"calibrated": calibrated(best, work)}),
         ),
@@ -166,7 +173,8 @@ def played_errors(played: Sequence[PlayedPoint]) -> dict[str, dict[str, Errors]]
 
 def _played(played: Sequence[PlayedPoint], name: str) -> Errors:
     return errors(
-        np.array([getattr(one, name) for one in played]), np.array([getattr(one.point, name) for one in played])
+        np.array([getattr(one, name) for one in played]),
+        np.array([getattr(one.point, name) for one in played]),
     )
 
 
@@ -176,11 +184,11 @@ def played_sections(played: Sequence[PlayedPoint], timing: str, power: str) -> l
     return [
         Section(
             f"Energy a token with simulated time, level {timing}",
-            f"Runs of the dense 16-bit models ({', '.join(name.rpartition('/')[2] for name in DENSE_BF16)}) played "
-            f"in a closed loop: all requests at once, lengths from the published histograms, vLLM's arguments as "
-            f"published, rules of vLLM {VLLM_VERSION} (that of the runs, 0.11.1, has the same but for its "
-            f"asynchronous loop). Power model: {power}. Counted from the first step with a full batch to the last "
-            "behind which requests wait.",
+            f"Runs of the dense 16-bit models ({', '.join(name.rpartition('/')[2] for name in DENSE_BF16)}) "
+            "played in a closed loop: all requests at once, lengths from the published histograms, vLLM's "
+            f"arguments as published, rules of vLLM {VLLM_VERSION} (the same as those of 0.11.1, which ran, "
+            f"but for its asynchronous loop). Power model: {power}. Counted from the first step with a full "
+            "batch to the last behind which requests wait.",
             ("Model", "runs", "J/token MAPE", "bias", "throughput MAPE", "bias", "power MAPE", "bias"),
             [
                 (
@@ -233,8 +241,8 @@ def static_sections(runs: Sequence[StaticRun]) -> list[Section]:
     return [
         Section(
             "A100, not fitted",
-            f"Static batches (Splitwise, vLLM of 2023), prompts of up to {LONGEST_PROMPT:,} tokens; constants carried "
-            "over from H100 as the power models say.",
+            f"Static batches (Splitwise, vLLM of 2023), prompts of up to {LONGEST_PROMPT:,} tokens; "
+            "constants carried over from H100 as the power models say.",
             ("Model", "deployment", *ERRORS),
             rows,
         )
@@ -264,9 +272,7 @@ def fit_numbers(fits: Sequence[PowerFit], work: Work) -> dict[str, Any]:
             for fit in fits
         },
         "regimes": {
-            what: {
-                group: asdict(out) for group, out in by_group(fits[0].left_out_w, work, groups).items()
-            }
+            what: {group: asdict(out) for group, out in by_group(fits[0].left_out_w, work, groups).items()}
             for what, groups in {**regimes(work), "deployment": deployments(work)}.items()
         },
         "one_point_a_deployment": asdict(calibrated(fits[0], work)),

@@ -1,17 +1,17 @@
-"""Energy an output token with simulated instead of measured time: the measured runs played by the simulator."""
+"""Energy an output token with simulated instead of measured time: measured runs played by the simulator."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from kavier.errors import InputError
 from kavier.runner import Result, simulate
-from kavier.validation.ml_energy import Measured, PowerPoint
+from kavier.validation.ml_energy import Histogram, Measured, PowerPoint
 
 DENSE_BF16 = (
     "meta-llama/Llama-3.1-8B-Instruct",
@@ -22,8 +22,8 @@ DENSE_BF16 = (
 """Models whose runs are played: dense, in 16 bits, of the catalog."""
 
 VLLM_VERSION = "0.14"
-"""The runs are of 0.11.1 with asynchronous scheduling, which is mirrored from 0.14 on; the rest of what Kavier
-mirrors is the same in both."""
+"""The runs are of 0.11.1 with asynchronous scheduling, which is mirrored from 0.14 on; what else is
+mirrored is the same in both (`ecosystem.vllm_versions`)."""
 
 REQUESTS = {"lm-arena-chat": 1024, "gpqa": 198, "sourcegraph-fim": 1024}
 """Task -> requests of one round; a sweep tells how many rounds a setting had."""
@@ -74,75 +74,49 @@ def scenario_of(point: PowerPoint, measured: Measured) -> dict[str, Any]:
     Raises:
         InputError: There is no histogram or there are no arguments.
     """
-    histogram = measured.histograms.get((point.model, point.task))
-    config = _config(point, measured.configs)
-    if histogram is None or config is None:
+    lengths = measured.histograms.get((point.model, point.task))
+    sweeps = measured.arguments.get((point.model, point.task, point.gpu), ())
+    arguments = next((one for one in sweeps if point.gpus in one.gpus), None)
+    if lengths is None or arguments is None:
         raise InputError(
-            f"no {'vLLM arguments' if histogram else 'histogram of lengths'} for {point.model}, {point.task}",
+            f"no {'vLLM arguments' if lengths else 'histogram of lengths'} for {point.model}, {point.task}, "
+            f"{point.gpus} x {point.gpu}",
             where=point.where,
         )
-    arguments = config["vllm_args"]
+    # Settings that the sweep does not name were tried with the largest ones.
+    rounds = arguments.rounds.get((point.gpus, point.max_num_seqs), max(arguments.rounds.values(), default=1))
     return {
         "model": point.model,
         "fleet": {"gpu": point.gpu},
         "engine": {
             "vllm_version": VLLM_VERSION,
-            "async_scheduling": bool(arguments.get("async-scheduling", False)),
-            "max_num_batched_tokens": arguments["max-num-batched-tokens"],
-            "max_model_len": arguments["max-model-len"],
+            "async_scheduling": arguments.async_scheduling,
+            "max_num_batched_tokens": arguments.max_num_batched_tokens,
+            "max_model_len": arguments.max_model_len,
             "max_num_seqs": point.max_num_seqs,
             "tensor_parallel_size": point.gpus,
         },
         "workload": {
             "synthetic": {
-                "num_prompts": REQUESTS[point.task] * _rounds(point, config),
+                "num_prompts": REQUESTS[point.task] * rounds,
                 "arrivals": {"request_rate": float("inf")},
                 "prompt_tokens": {"kind": "fixed", "mean": point.input_tokens},
-                "output_tokens": {"kind": "quantiles", "quantiles": quantiles(*histogram)},
+                "output_tokens": {"kind": "quantiles", "quantiles": quantiles(lengths)},
             }
         },
         "output": {"steps": True},
     }
 
 
-def _config(point: PowerPoint, configs: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """vLLM's arguments of a point."""
-    keys = (point.model, point.task, point.gpu)
-    found = [one for one in configs if (one["model"], one["task"], one["gpu"]) == keys]
-    return next((one for one in found if str(point.gpus) in one["num_gpus"].split()), None)
+def quantiles(lengths: Histogram) -> list[tuple[float, float]]:
+    """A histogram as an inverse CDF: (probability, tokens), straight within a bin.
 
-
-def _rounds(point: PowerPoint, config: Mapping[str, Any]) -> int:
-    """How often the requests were sent; settings that no sweep names take the most of any."""
-    rounds = {
-        seats: sweep["num_request_repeats"][0]
-        for sweep in config.get("sweep", {}).get("sweep", ())
-        for seats in sweep["max_num_seqs"]
-        if point.gpus in sweep.get("num_gpus", [point.gpus])
-    }
-    return int(rounds.get(point.max_num_seqs, max(rounds.values(), default=1)))
-
-
-def quantiles(edges: list[float], counts: list[float]) -> list[tuple[float, float]]:
-    """A histogram as an inverse CDF: (probability, tokens), lengths uniform within a bin."""
-    total = sum(counts)
-    below = [0.0, *(count / total for count in accumulate(counts))]
-    pairs = [(0.0, edges[0])]
-    for (low, high), (edge, end) in zip(
-        zip(below, below[1:], strict=False), zip(edges, edges[1:], strict=False), strict=True
-    ):
-        if high > low:  # an empty bin has no probability
-            if edge > pairs[-1][1]:
-                pairs.append((low, edge))
-            pairs.append((high, end))
-    return _rising(pairs)
-
-
-def _rising(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points with the same probability the last alone: a gap between lengths is crossed there."""
-    kept = {probability: tokens for probability, tokens in pairs}
-    kept.pop(max(kept))
-    return [*sorted(kept.items()), (1.0, pairs[-1][1])]
+    Bins that are empty have no probability: the line of the next bin starts where that of the last one ended.
+    """
+    below = np.cumsum([0.0, *lengths.counts]) / np.sum(lengths.counts)
+    kept = np.flatnonzero(np.diff(below) > 0)
+    ends = [(float(below[i + 1]), lengths.edges[i + 1]) for i in kept]
+    return [(0.0, lengths.edges[kept[0]]), *ends[:-1], (1.0, ends[-1][1])]
 
 
 def steady_state(point: PowerPoint, result: Result) -> PlayedPoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,16 +60,19 @@ def _nemotron(name: str, hidden: int, width: int, mlps: int, attentions: int, ma
     return Served(spec, more_parameters=others, state_values=mambas * inner * state)
 
 
-def _llama4(name: str, experts: int, dense_layers: int, **more: str | bool) -> Served:
-    """48 layers; experts and one shared expert of the same width, top 1. Chunks of 8,192 tokens: all inside."""
+def _llama4(name: str, experts: int, dense_layers: int) -> ModelSpec:
+    """48 layers; experts and a shared one of the same width, top 1. Chunks of 8,192 tokens hold all of it."""
     attention = Attention("gqa", heads=40, kv_heads=8, head_dim=128)
     sparse = Mlp(8192, experts=experts, experts_per_token=1, shared_intermediate_size=8192)
     dense = Layer(attention, Mlp(16384))
     layers = (dense,) * dense_layers + (Layer(attention, sparse),) * (48 - dense_layers)
-    spec = ModelSpec(
-        name, "llama4", 5120, 202048, layers, tie_word_embeddings=False, max_model_len=2**20, **more
-    )  # type: ignore[arg-type]
-    return Served(spec)
+    return ModelSpec(name, "llama4", 5120, 202048, layers, tie_word_embeddings=False, max_model_len=1048576)
+
+
+def _maverick_fp8() -> Served:
+    """Experts on every second layer; the routed ones alone are in fp8."""
+    spec = _llama4("Llama-4-Maverick-FP8", experts=128, dense_layers=24)
+    return Served(replace(spec, weight_dtype="fp8", quantized_roles=frozenset({"expert"})))
 
 
 def _llama_405b_fp8() -> Served:
@@ -84,18 +87,18 @@ def _llama_405b_fp8() -> Served:
 TYPED: Mapping[str, Callable[[], Served]] = {
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": lambda: _nemotron("Nemotron-Nano-9B-v2", 4480, 15680, 25, 4, 27),
     "nvidia/NVIDIA-Nemotron-Nano-12B-v2": lambda: _nemotron("Nemotron-Nano-12B-v2", 5120, 20480, 28, 6, 28),
-    "meta-llama/Llama-4-Scout-17B-16E-Instruct": lambda: _llama4("Llama-4-Scout", 16, 0),
-    "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8": lambda: _llama4(
-        "Llama-4-Maverick-FP8", 128, 24, weight_dtype="fp8", quantized_roles=frozenset({"expert"})
-    ),
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": lambda: Served(_llama4("Llama-4-Scout", 16, 0)),
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8": _maverick_fp8,
     "meta-llama/Llama-3.1-405B-Instruct-FP8": _llama_405b_fp8,
 }
-"""Models that the simulator does not serve, typed in to count their work. Sources, read 2026-11-28: Nemotron: the
-config.json of nvidia/NVIDIA-Nemotron-Nano-9B-v2 and 12B-v2-Base (hybrid_override_pattern of 56 and 62 blocks) as
-quoted by public repositories, and NVIDIA-AI-IOT/jetson-generative-ai-playground (27 Mamba, 25 MLP, 4 attention);
-Llama 4: config.json of meta-llama/Llama-4-Scout-17B-16E and Maverick-17B-128E (Maverick: experts on every second
-layer; in FP8 the routed experts alone) as quoted by public repositories; Llama-3.1-405B-Instruct-FP8: its
-quantization_config as quoted by public repositories."""
+"""Models that the simulator does not serve, typed in to count their work.
+
+Sources, read 2026-11-28. Nemotron: config.json of nvidia/NVIDIA-Nemotron-Nano-9B-v2 and 12B-v2-Base (56 and
+62 blocks of hybrid_override_pattern) as quoted by public repositories, and github.com/NVIDIA-AI-IOT/
+jetson-generative-ai-playground (27 Mamba, 25 MLP, 4 attention). Llama 4: config.json of
+meta-llama/Llama-4-Scout-17B-16E and Maverick-17B-128E as quoted by public repositories; which weights of the
+FP8 models are in fp8 was not re-read.
+"""
 
 FAMILIES = {
     "Qwen3-235B": "Qwen3-235B-A22B",
@@ -103,7 +106,7 @@ FAMILIES = {
     "Qwen3-Coder-30B": "Qwen3-30B-A3B",
     "NVIDIA-Nemotron-Nano": "Nemotron-Nano",
 }
-"""How names of models of one family begin (behind the organisation); any other model is a family of its own."""
+"""How names of a family begin, behind the organisation; any other model is a family of its own."""
 
 
 def family_of(model: str) -> str:
@@ -154,10 +157,11 @@ class Work:
 
     def of(self, chosen: NDArray[np.bool_]) -> Work:
         """Some of the points."""
-        return Work(
-            [point for point, kept in zip(self.points, chosen, strict=True) if kept],
-            *(getattr(self, name)[chosen] for name in Work.__slots__[1:]),
-        )
+        arrays = {name: getattr(self, name)[chosen] for name in _ARRAYS}
+        return replace(self, points=[self.points[i] for i in np.flatnonzero(chosen)], **arrays)
+
+
+_ARRAYS = [field.name for field in fields(Work) if field.name != "points"]
 
 
 def work_of(points: list[PowerPoint]) -> Work:
@@ -174,9 +178,18 @@ def work_of(points: list[PowerPoint]) -> Work:
             timings[key] = _timing(point)
         served, gpu, timing = timings[key]
         rows.append(_rates(point, served, gpu, timing))
-    columns = np.array(rows).T
-    families = np.array([family_of(point.model) for point in points])
-    return Work(points, *columns, np.array([point.power_w for point in points]), families)
+    mbu, mfu, bytes_per_s, flops_per_s, tdp_w, idle_w = np.array(rows).T
+    return Work(
+        points,
+        mbu,
+        mfu,
+        bytes_per_s,
+        flops_per_s,
+        tdp_w,
+        idle_w,
+        power_w=np.array([point.power_w for point in points]),
+        families=np.array([family_of(point.model) for point in points]),
+    )
 
 
 def _timing(point: PowerPoint) -> tuple[Served, GpuSpec, DatasheetTiming]:

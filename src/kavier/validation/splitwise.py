@@ -25,8 +25,8 @@ GPU = "a100-80gb"
 """The only GPU of the table whose power was measured."""
 
 LONGEST_PROMPT = 2048
-"""Runs with longer prompts are left out: their mean power falls to 0.17 of the TDP while their peak and their step
-times do not, an artefact of averaging."""
+"""Runs with longer prompts are left out: their mean power falls to 0.17 of the TDP while their peak and their
+step times do not, an artefact of averaging."""
 
 NUMBERS = (
     "tp",
