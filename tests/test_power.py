@@ -168,7 +168,7 @@ def test_the_expected_error_is_the_largest_that_applies():
         in power_model("saturating", h100, dense).expected_error()
     )
     assert "25% on L4 (of the GPU)" in power_model("saturating", l4, dense).expected_error()
-    assert "27% on L4 (of the model" in power_model("constant", l4, dense).expected_error()
+    assert "27% on L4 (that of the model on H100-SXM" in power_model("constant", l4, dense).expected_error()
     assert "30% on H100-SXM (experts in mxfp4)" in power_model("saturating", h100, experts).expected_error()
     assert "30%" in saturating(gpu("A40", 300, 696, 150, 60), 150e12).expected_error()
 

@@ -91,6 +91,7 @@ def validate_power(
         *power_page.played_sections(played, timing, power),
         *power_page.fit_sections(fits, work, measured),
         *(power_page.static_sections(runs) if runs else ()),
+        power_page.LIMITS,
     ]
     numbers = {
         "fit": power_page.fit_numbers(fits, work),

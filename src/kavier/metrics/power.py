@@ -26,7 +26,7 @@ FITTED = read_constants("kavier.metrics", "power.toml")
 """What `kavier fit-power` found, on `FITTED_ON`."""
 
 DOUBT = read_constants("kavier.metrics", "power_error.toml")
-"""Relative standard deviation of the power by GPU, and of experts in few bits."""
+"""Relative standard deviation of the power by GPU, and with experts in few bits."""
 
 FITTED_ON = "H100-SXM"
 
@@ -181,7 +181,8 @@ POWER_MODELS: Mapping[str, Callable[[GpuSpec, float], PowerModel]] = {
 def _model(
     name: str, gpu: GpuSpec, *, floor_w: float, span_w: float, per_byte: float, per_flop: float
 ) -> PowerModel:
-    own, gpu_error = FITTED[f"{name}.sd"], DOUBT.get(f"gpu.{gpu.name}", DOUBT["unmeasured"])
+    own = FITTED[f"{name}.sd"]
+    gpu_error = own if gpu.name == FITTED_ON else DOUBT.get(f"gpu.{gpu.name}", DOUBT["unmeasured"])
     return PowerModel(
         name=name,
         gpu=gpu.name,
@@ -192,5 +193,5 @@ def _model(
         per_flop=per_flop,
         saturates=name == "saturating",
         error=max(own, gpu_error),
-        doubt="of the GPU" if gpu_error > own else f"of the model, where it was fitted, {FITTED_ON}",
+        doubt="of the GPU" if gpu_error > own else f"that of the model on {FITTED_ON}, where it was fitted",
     )
