@@ -15,8 +15,8 @@ from kavier.ecosystem.models import find_model
 from kavier.metrics.power import FITTED, peak_flops_per_s, saturating
 from kavier.report.sections import Section, markdown
 from kavier.validation.ml_energy import NUMBERS, TEXTS, Histogram, read_measured
+from kavier.validation.power_constants import constants, constants_toml
 from kavier.validation.power_fit import CANDIDATES, calibrated, errors, fit_power
-from kavier.validation.power_page import constants, constants_toml
 from kavier.validation.power_runs import play_points, quantiles, scenario_of
 from kavier.validation.power_work import TYPED, served_model, work_of
 from kavier.validation.splitwise import read_static_runs
@@ -330,7 +330,9 @@ def test_the_validation_is_written_as_a_page(runs, tmp_path):
     assert ended.status == 0
     assert "Energy a token with simulated time, level datasheet" in ended.out
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Validation of power\n\n## Energy a token with simulated time")
+    assert text.startswith(
+        f"# Validation of power\n\n## How to repeat it\n\n`kavier validate-power {runs} --level datasheet"
+    )
     assert "| saturating | 2 |" in text
 
 

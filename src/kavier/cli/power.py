@@ -37,6 +37,7 @@ def fit_power(
 
     from kavier.validation import power_page
     from kavier.validation.ml_energy import read_measured
+    from kavier.validation.power_constants import constants_toml
     from kavier.validation.power_fit import fit_power as fit
     from kavier.validation.power_work import work_of
 
@@ -45,7 +46,7 @@ def fit_power(
     fits = fit(work)
     if toml is not None:
         today = dt.datetime.now(dt.UTC).date().isoformat()
-        _write(toml, power_page.constants_toml(fits, work, file.name, today))
+        _write(toml, constants_toml(fits, work, file.name, today))
     if svg is not None:
         _write(svg, power_page.picture(fits[0], work))
     _show(power_page.fit_sections(fits, work, measured), power_page.fit_numbers(fits, work), json=json)
@@ -68,7 +69,7 @@ def validate_power(
     Example: kavier validate-power ../shared/data/ml_energy/llm_energy_h100.csv
     """
     from kavier.cli.progress import progress_bar, show_log
-    from kavier.report.sections import markdown
+    from kavier.report.sections import Section, markdown
     from kavier.validation import power_page
     from kavier.validation.ml_energy import read_measured
     from kavier.validation.power_fit import SHIPPED
@@ -87,15 +88,21 @@ def validate_power(
         for one in play_points(measured, timing, power):
             played.append(one)
             progress(len(played), total)
+    flags = [f"--level {timing}", f"--power {power}", *([f"--splitwise {splitwise}"] if splitwise else ())]
     sections = [
+        Section("How to repeat it", f"`kavier validate-power {file} {' '.join(flags)}`"),
         *power_page.played_sections(played, timing, power),
         *power_page.fit_sections(fits, work, measured),
-        *(power_page.static_sections(runs) if runs else ()),
+        *([power_page.static_section(runs)] if runs else ()),
         power_page.LIMITS,
     ]
     numbers = {
         "fit": power_page.fit_numbers(fits, work),
-        "simulated": power_page.played_numbers(played, timing),
+        "simulated": {
+            "timing": timing,
+            "errors": power_page.grouped_numbers(power_page.played_errors(played)),
+        },
+        "a100": power_page.grouped_numbers(power_page.static_errors(runs)) if runs else None,
     }
     if out is not None:
         _write(out, markdown("Validation of power", sections))

@@ -1,4 +1,4 @@
-"""What a power fit found, as tables, as constants and as a picture."""
+"""What a power fit and the runs played found, as tables, as plain data and as a picture."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kavier.metrics.power import FITTED
 from kavier.report.scatter import scatter_svg
 from kavier.report.sections import Section
 from kavier.validation.ml_energy import INPUT_TOKENS, Measured
+from kavier.validation.power_constants import constants, unit_of
 from kavier.validation.power_fit import (
     CANDIDATES,
-    SHIPPED,
     Errors,
     PowerFit,
     by_group,
@@ -26,18 +26,6 @@ from kavier.validation.power_fit import (
 from kavier.validation.power_runs import DENSE_BF16, VLLM_VERSION, PlayedPoint
 from kavier.validation.power_work import Work
 from kavier.validation.splitwise import LONGEST_PROMPT, StaticRun
-
-UNITS = {
-    "alpha": "1",
-    "beta": "1",
-    "byte_energy": "pJ/byte",
-    "flop_energy": "pJ/FLOP in 16 bits",
-    "floor": "share of the TDP",
-    "share": "share of the TDP",
-    "sd": "relative, one standard deviation",
-}
-DIGITS = 3
-"""Significant digits of a shipped constant."""
 
 ERRORS = ("runs", "MAPE", "bias", "P95")
 
@@ -57,43 +45,6 @@ LIMITS = Section(
 """Facts beside the tables."""
 
 
-def constants(fits: Sequence[PowerFit], work: Work) -> dict[str, tuple[float, str]]:
-    """Dotted name -> value and fit error, of everything `metrics/power.toml` holds."""
-    found: dict[str, tuple[float, str]] = {}
-    for fit in fits:
-        if fit.name not in SHIPPED:
-            continue
-        for name, value in fit.parameters.items():
-            doubt = f"+-{_rounded(fit.sd[name]):g}, jackknife over families of models"
-            found[f"{fit.name}.{name}"] = _rounded(value), doubt
-        out = errors(fit.left_out_w, work.power_w)
-        found[f"{fit.name}.sd"] = (
-            _rounded(out.sd),
-            f"root mean square, family left out; MAPE {out.mape:.1%}, bias {out.bias:+.1%}",
-        )
-    return found
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
-
-
-def constants_toml(fits: Sequence[PowerFit], work: Work, source: str, date: str) -> str:
-    """`metrics/power.toml` as shipped."""
-    families = len(set(work.families.tolist()))
-    head = (
-        f"# Written by `kavier fit-power {source}`: power models of one GPU, fitted to\n"
-        f"# {len(work.points)} runs of {families} families of models. See docs/validation-power.md.\n"
-    )
-    entries = [
-        f'[{name}]\nvalue = {value:g}\nunit = "{UNITS[name.rpartition(".")[2]]}"\n'
-        f'source = "kavier fit-power: {source}, {len(work.points)} runs on H100 SXM, time as measured"\n'
-        f'error = "{doubt}"\ndate = "{date}"\n'
-        for name, (value, doubt) in constants(fits, work).items()
-    ]
-    return "\n".join([head, *entries])
-
-
 def fit_sections(fits: Sequence[PowerFit], work: Work, measured: Measured) -> list[Section]:
     """Tables of a fit: candidates, constants, regimes and deployments of the first candidate, calibration."""
     best = fits[0]
@@ -103,9 +54,9 @@ def fit_sections(fits: Sequence[PowerFit], work: Work, measured: Measured) -> li
     return [
         Section(
             "Candidates",
-            f"GPU power of {count} measured runs, {families} families of models; time is as measured, "
-            "work is counted by the code that prices steps. Each family is predicted from a fit to the "
-            "others. "
+            f"GPU power of {count} measured runs (ML.ENERGY leaderboard, vLLM 0.11.1, saturated closed "
+            f"loop), {families} families of models; time is as measured, work is counted by the code that "
+            "prices steps. Each family is predicted from a fit to the others. "
             f"Assumed, since not published: prompts of {inputs} tokens. "
             f"Left out, prompts unknown: {left_out or 'none'}.",
             ("Model", "parameters", "MAPE", "bias", "P95"),
@@ -119,7 +70,7 @@ def fit_sections(fits: Sequence[PowerFit], work: Work, measured: Measured) -> li
                 (
                     name,
                     f"{value:g}",
-                    UNITS[name.rpartition(".")[2]],
+                    unit_of(name),
                     doubt.partition(",")[0],
                     f"{FITTED[name]:g}",
                 )
@@ -241,27 +192,28 @@ def _pair(simulated: float, measured: float, form: str) -> str:
     return f"{simulated:{form}} / {measured:{form}} ({simulated / measured - 1:+.0%})"
 
 
-def static_sections(runs: Sequence[StaticRun]) -> list[Section]:
-    """Tables of the check on A100s."""
+def static_errors(runs: Sequence[StaticRun]) -> dict[str, dict[str, Errors]]:
+    """Power model -> deployment (and all) -> errors."""
     measured = np.array([run.measured_w for run in runs])
     groups = {"all": np.ones(len(runs), bool)}
     for group in dict.fromkeys(run.group for run in runs):
         groups[group] = np.array([run.group == group for run in runs])
-    rows = []
+    found = {}
     for name in runs[0].models:
         modelled = np.array([run.modelled_w(name) for run in runs])
-        for group, chosen in groups.items():
-            out = errors(modelled[chosen], measured[chosen])
-            rows.append((name, group, str(out.count), *_percents(out)))
-    return [
-        Section(
-            "A100, not fitted",
-            f"Static batches (Splitwise, vLLM of 2023), prompts of up to {LONGEST_PROMPT:,} tokens; "
-            "constants carried over from H100 as the power models say.",
-            ("Model", "deployment", *ERRORS),
-            rows,
-        )
-    ]
+        found[name] = {group: errors(modelled[chosen], measured[chosen]) for group, chosen in groups.items()}
+    return found
+
+
+def static_section(runs: Sequence[StaticRun]) -> Section:
+    """The check on A100s."""
+    return Section(
+        "A100, not fitted",
+        f"Static batches (Splitwise, vLLM of 2023), prompts of up to {LONGEST_PROMPT:,} tokens; "
+        "constants carried over from H100 as the power models say.",
+        ("Model", "deployment", *ERRORS),
+        [(name, *row) for name, groups in static_errors(runs).items() for row in _error_rows(groups)],
+    )
 
 
 def picture(fit: PowerFit, work: Work) -> str:
@@ -294,12 +246,6 @@ def fit_numbers(fits: Sequence[PowerFit], work: Work) -> dict[str, Any]:
     }
 
 
-def played_numbers(played: Sequence[PlayedPoint], timing: str) -> dict[str, Any]:
-    """Likewise, of the runs played by the simulator."""
-    return {
-        "timing": timing,
-        "errors": {
-            group: {name: asdict(out) for name, out in of.items()}
-            for group, of in played_errors(played).items()
-        },
-    }
+def grouped_numbers(groups: Mapping[str, Mapping[str, Errors]]) -> dict[str, dict[str, Any]]:
+    """Errors of groups as plain data."""
+    return {name: {group: asdict(out) for group, out in of.items()} for name, of in groups.items()}
