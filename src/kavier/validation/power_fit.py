@@ -17,6 +17,9 @@ from kavier.validation.power_work import Work
 
 Array = NDArray[np.float64]
 
+NUDGE = 2.0**-20
+"""Step of a numerical derivative."""
+
 SOFT = 0.1
 """Log error from which on a point counts for less than its square."""
 
@@ -160,10 +163,9 @@ def _fit(candidate: Candidate, work: Work) -> Array:
     def loss(error: Array) -> float:
         return float(np.sum(np.hypot(1.0, error / SOFT) - 1.0))
 
-    damping, error = 1e-3, log_errors(logs)
+    damping, error, steps = 1e-3, log_errors(logs), NUDGE * np.eye(len(logs))
     for _ in range(200):
-        steps = 1e-6 * np.eye(len(logs))
-        slope = np.array([(log_errors(logs + step) - error) / 1e-6 for step in steps]).T
+        slope = np.array([(log_errors(logs + step) - error) / NUDGE for step in steps]).T
         weight = 1.0 / np.hypot(1.0, error / SOFT)
         normal, pull = (slope.T * weight) @ slope, (slope.T * weight) @ error
         damped = normal + damping * np.diag(np.diag(normal) + 1e-3)  # regular, whatever has no effect
