@@ -31,7 +31,7 @@ from process import aligned, machine, markdown, verdict
 
 from kavier.ecosystem.gpu import find_gpu
 from kavier.ecosystem.models import find_model
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import saturating
 from kavier.scenario import Engine
 from kavier.simulation.compiled import CompiledResult, simulate_compiled
 from kavier.simulation.kernel import operations
@@ -219,7 +219,7 @@ def player(case: Case, count: int) -> Callable[[], CompiledResult]:
     else:
         table = conversations(count, rate_per_s)
     timing = DatasheetTiming(find_model("meta-llama/Llama-3.1-8B"), gpu, engine)
-    sampling = Sampling(0.0, 1.0, SaturatingPower(gpu).record(1))
+    sampling = Sampling(0.0, 1.0, saturating(gpu, gpu.flops_per_s["bf16"]).record(1))
     return lambda: simulate_compiled(
         table, engine, timing, num_gpu_blocks=case.blocks + 1, replicas=case.replicas, router=case.router,
         max_concurrency=case.max_concurrency, sampling=sampling, keys=keys, workers=1,

@@ -22,7 +22,7 @@ from kavier.ecosystem.gpu import find_gpu
 from kavier.ecosystem.models import find_model
 from kavier.ecosystem.vllm_versions import RULES
 from kavier.errors import InputError
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import POWER_MODELS, PowerModel
 from kavier.metrics.sums import with_sums
 from kavier.metrics.timeline import Totals
 from kavier.scenario import Engine
@@ -185,8 +185,9 @@ def test_a_closed_loop_of_a_fleet_equals_the_reference(case, size):
 # --- Sums on the way ------------------------------------------------------------------------------------
 
 
-def power() -> SaturatingPower:
-    return SaturatingPower(find_gpu("H100-SXM"))
+def power(name: str = "saturating") -> PowerModel:
+    gpu = find_gpu("H100-SXM")
+    return POWER_MODELS[name](gpu, gpu.flops_per_s["bf16"])
 
 
 @many
@@ -195,17 +196,18 @@ def power() -> SaturatingPower:
     | cases(routers=("round-robin", "least-outstanding"), closed=True),
     st.sampled_from([0.001, 0.03, 0.25, 1.0, 100.0]),
     st.sampled_from([4, 30, 1 << 15]),
+    st.sampled_from(sorted(POWER_MODELS)),
 )
-def test_timelines_are_equal_at_any_interval(case, interval_s, size):
-    start_s = case.table["arrival_s"][0]
+def test_timelines_are_equal_at_any_interval(case, interval_s, size, name):
+    start_s, draw = case.table["arrival_s"][0], power(name)
     sampling, replicas = (
-        Sampling(start_s, interval_s, power().record(2), steps=True),
+        Sampling(start_s, interval_s, draw.record(2), steps=True),
         case.options["replicas"],
     )
     played = case.reference()
     with small_pieces(size):
         mine = watched(case.compiled, sampling, replicas)
-        theirs = watched(lambda taking: with_sums(played, power(), 2, replicas, taking), sampling, replicas)
+        theirs = watched(lambda taking: with_sums(played, draw, 2, replicas, taking), sampling, replicas)
     found, expected = mine.result, theirs.result
     assert found.end_s == expected.end_s
     assert found.peak_used_blocks == expected.peak_used_blocks

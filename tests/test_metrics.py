@@ -18,7 +18,7 @@ import kavier
 from kavier.metrics.distribution import summarise
 from kavier.metrics.energy import with_energy
 from kavier.metrics.latency import goodput, latency, throughput, window, with_latencies
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel, additive, saturating
 from kavier.scenario import Slo
 from kavier.simulation.request import Request
 
@@ -374,9 +374,14 @@ def gpu(name="H100-SXM"):
     return find_gpu(name)
 
 
+def bf16_power(made=saturating) -> PowerModel:
+    power: PowerModel = made(gpu(), gpu().flops_per_s["bf16"])
+    return power
+
+
 def steps_energy_j(result, gpus) -> dict[int, float]:
     """Replica -> joules of its steps, one at a time, from FLOPs and bytes."""
-    power = SaturatingPower(gpu())
+    power = bf16_power()
     total: dict[int, float] = {}
     for step in result.steps.filter(pl.col("duration_s") > 0).iter_rows(named=True):
         t = step["duration_s"]
@@ -462,9 +467,11 @@ def test_kv_use_is_weighted_by_time(fleet_run):
 
 def test_a_step_without_work_draws_idle_power():
     steps = pl.DataFrame({"duration_s": [0.001, 0.0], "flops": [0.0, 0.0], "bytes": [0.0, 0.0]})
-    assert with_energy(steps, SaturatingPower(gpu()), 4)["energy_j"].to_list() == pytest.approx(
-        [0.001 * gpu().loaded_idle_w * 4, 0.0]
-    )
+    for made in (saturating, additive):
+        power = bf16_power(made)
+        assert with_energy(steps, power, 4)["energy_j"].to_list() == pytest.approx(
+            [0.001 * gpu().loaded_idle_w * 4, 0.0]
+        )
 
 
 # --- Carbon that follows the hour ---------------------------------------------------------------------
@@ -485,7 +492,7 @@ def series(folder) -> str:
 def brute_force_grams(result, offset_s, pue) -> float:
     """Each step, and each pause before it, cut at whole hours, at the power of that time."""
     gpus, idle_w, grams = 1, gpu().loaded_idle_w, 0.0
-    power = SaturatingPower(gpu())
+    power = bf16_power()
     start_s = result.requests["arrival_s"].min()
     end_s = start_s + result.summary["makespan_s"]
     for replica in range(result.scenario.fleet.replicas):

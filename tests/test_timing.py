@@ -71,7 +71,7 @@ DEEPSEEK = decoder(
 _OSS_MLP = Mlp(2880, experts=128, experts_per_token=4)
 GPT_OSS = decoder(
     [Layer(Attention("gqa", 64, 8, 64, window=w), _OSS_MLP) for w in (128, None)] * 18,
-    2880, 201088, weight_dtype="mxfp4", quantized_experts_only=True, quant_group_size=32,
+    2880, 201088, weight_dtype="mxfp4", quantized_roles=frozenset({"expert"}), quant_group_size=32,
 )  # fmt: skip
 MODELS = {"llama": LLAMA_8B, "mixtral": MIXTRAL, "deepseek": DEEPSEEK, "gpt-oss": GPT_OSS}
 

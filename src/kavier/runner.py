@@ -15,7 +15,7 @@ from kavier.ecosystem.platform import Platform, build_platform
 from kavier.errors import InputError
 from kavier.metrics.course import Course
 from kavier.metrics.latency import window, with_latencies
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel, power_model
 from kavier.metrics.summary import Facts, summarise_run
 from kavier.metrics.sums import with_sums
 from kavier.metrics.timeline import Keep, Timeline, joined
@@ -105,7 +105,7 @@ def simulate(
     level = resolved.timing if resolved.timing in ("datasheet", "kernels") else None
     parameters = parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version)
     datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine, parameters)
-    power = SaturatingPower(platform.gpu, compute_dtype(platform.gpu, platform.model.weight_dtype))
+    power = power_model(scenario.power, platform.gpu, platform.model)
     run = _Run(resolved, platform, workload, datasheet, power, policies)
     origin_s = _origin_s(workload)
     kept: list[pl.DataFrame] = []
@@ -187,7 +187,7 @@ class _Run:
         platform: Platform,
         workload: Workload,
         datasheet: DatasheetTiming,
-        power: SaturatingPower,
+        power: PowerModel,
         policies: Mapping[str, Policy],
     ) -> None:
         self._scenario, self._platform, self._power = scenario, platform, power

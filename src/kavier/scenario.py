@@ -355,6 +355,10 @@ class Scenario(Section):
         Literal["auto", "kernels", "datasheet"] | PolicyName,
         Field(description="what prices a step; auto = measured kernels of the GPU, or else its datasheet"),
     ] = "auto"
+    power: Annotated[
+        Literal["saturating", "additive", "constant"],
+        Field(description="GPU power in a step: see docs/metrics.md"),
+    ] = "saturating"
     site: Site = Site()
     prices: Prices = Prices()
     slo: Slo = Slo()

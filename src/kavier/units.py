@@ -13,6 +13,7 @@ BYTES_PER_GB = 1e9
 BYTES_PER_GIB = 2**30
 BYTES_PER_MIB = 2**20
 FLOPS_PER_TFLOPS = 1e12
+PJ_PER_J = 1e12
 
 
 def j_to_kwh(energy_j: float) -> float:

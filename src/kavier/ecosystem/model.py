@@ -13,7 +13,7 @@ Role = Literal["embedding", "head", "attention", "mlp", "expert", "router", "nor
 Shard = Literal["tp", "kv", "none"]
 
 _PLAIN_BYTES = 2  # embeddings, norms and every other unquantised tensor: bfloat16 or float16
-_QUANTIZABLE: frozenset[Role] = frozenset({"attention", "mlp", "expert"})
+QUANTIZABLE: frozenset[Role] = frozenset({"attention", "mlp", "expert"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class ModelSpec:
         max_model_len: Longest context the model was made for, in tokens.
         weight_dtype: What most weights are stored in: "bf16", "fp8", "w8a16" (fp8 weights, multiplied
             in 16 bits), "mxfp4", "int4".
-        quantized_experts_only: Only the routed experts are in `weight_dtype` (gpt-oss); the rest is bf16.
+        quantized_roles: Roles of the matrices in `weight_dtype`; the rest is bf16 (gpt-oss: all but experts).
         quant_group_size: fp8, w8a16: side of a scaled block, 0 for one scale a tensor or row (not counted);
             int4 and mxfp4: weights that share a scale, 0 for a whole row.
         quant_zero_points: int4 groups also store a 4-bit zero point.
@@ -181,7 +181,7 @@ class ModelSpec:
     tie_word_embeddings: bool
     max_model_len: int
     weight_dtype: str = "bf16"
-    quantized_experts_only: bool = False
+    quantized_roles: frozenset[Role] = QUANTIZABLE
     quant_group_size: int = 0
     quant_zero_points: bool = False
     norms_per_layer: int = 2
@@ -231,8 +231,7 @@ class ModelSpec:
 
     def is_quantized(self, weight: Weight) -> bool:
         """Whether a tensor is stored in `weight_dtype` rather than in 16 bits."""
-        roles = {"expert"} if self.quantized_experts_only else _QUANTIZABLE
-        return self.weight_dtype != "bf16" and weight.role in roles
+        return self.weight_dtype != "bf16" and weight.role in self.quantized_roles
 
     def bytes_of(self, weight: Weight) -> int:
         """Stored bytes of a tensor with its scales, before tensor parallelism splits it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 from kavier.ecosystem.config_fields import Fields
+from kavier.ecosystem.model import Role
 from kavier.errors import InputError
 
 
@@ -13,7 +14,7 @@ class Quantization(TypedDict, total=False):
     """The fields of `ModelSpec` that quantisation sets."""
 
     weight_dtype: str
-    quantized_experts_only: bool
+    quantized_roles: frozenset[Role]
     quant_group_size: int
     quant_zero_points: bool
 
@@ -74,7 +75,7 @@ def _kv_note(section: Fields) -> list[str]:
 
 def _mxfp4(section: Fields) -> Quantization:
     section.texts("modules_to_not_convert")  # all but the experts, as counted here
-    return {"weight_dtype": "mxfp4", "quantized_experts_only": True, "quant_group_size": 32}
+    return {"weight_dtype": "mxfp4", "quantized_roles": frozenset({"expert"}), "quant_group_size": 32}
 
 
 def _fp8(section: Fields) -> Quantization:

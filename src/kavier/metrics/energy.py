@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel
 from kavier.native.library import address
 from kavier.simulation.kernel import operations
 from kavier.simulation.kernel.engine import LIBRARY
@@ -13,7 +13,7 @@ from kavier.simulation.kernel.records import STEP
 from kavier.units import WH_PER_KWH, j_to_kwh, per_million
 
 
-def with_energy(steps: pl.DataFrame, power: SaturatingPower, gpus_per_replica: int) -> pl.DataFrame:
+def with_energy(steps: pl.DataFrame, power: PowerModel, gpus_per_replica: int) -> pl.DataFrame:
     """Add `energy_j`: power at the step's FLOP and byte rates, times its duration, times its GPUs.
 
     Replicas' GPUs work alike (tensor parallelism), so one GPU's power is that of each. The compiled engine

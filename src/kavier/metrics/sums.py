@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from kavier.metrics.energy import with_energy
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel
 from kavier.native.library import address
 from kavier.simulation.compiled import CompiledResult
 from kavier.simulation.kernel import operations
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 def with_sums(
-    played: SimulationResult, power: SaturatingPower, gpus: int, replicas: int, sampling: Sampling
+    played: SimulationResult, power: PowerModel, gpus: int, replicas: int, sampling: Sampling
 ) -> CompiledResult:
     """What the compiled engine would have left."""
     steps = with_energy(played.steps, power, gpus)

@@ -10,7 +10,7 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform
 from kavier.ecosystem.vllm_versions import is_async, rules_of
-from kavier.metrics.power import SaturatingPower
+from kavier.metrics.power import PowerModel
 from kavier.scenario import Engine, Scenario, Synthetic
 from kavier.units import S_PER_HOUR
 from kavier.workload.presets import resolve
@@ -53,7 +53,7 @@ def trust(
     workload: Workload,
     truncated: int,
     timing: Assuming,
-    power: SaturatingPower,
+    power: PowerModel,
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """{timing_level, notes}: one sentence for each thing a reader should know before believing a number.

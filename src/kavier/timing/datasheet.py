@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
-from kavier.ecosystem.model import ModelSpec
+from kavier.ecosystem.model import ModelSpec, Weight
 from kavier.ecosystem.vllm_versions import is_async, rules_of
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers
@@ -237,7 +237,7 @@ def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -
 
 def group_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
     """The group of numbers that most matrix multiplications of a model take."""
-    dense = "bf16" if model.quantized_experts_only else model.weight_dtype
+    dense = model.weight_dtype if model.is_quantized(Weight("attention", 1)) else "bf16"
     return f"gemm.{gemm_kind(gpu, dense, model.quant_group_size)}"
 
 

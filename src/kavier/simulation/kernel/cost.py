@@ -132,9 +132,13 @@ def _saturation(u: float) -> float:
 
 @inlined
 def energy_j(p: Power, flops: float, moved: float, duration_s: float) -> float:
-    """Energy of all GPUs of a replica in a step that takes time: see `metrics.power.SaturatingPower`."""
+    """Energy of all GPUs of a replica in a step that takes time: see `metrics.power.PowerModel`."""
+    # Everything is read and computed before the choices: so several steps are computed at once.
+    idle_w, floor_w, span_w, linear = p.idle_w, p.floor_w, p.span_w, p.linear
     u = (p.per_byte_per_s * moved + p.per_flop_per_s * flops) / duration_s
-    return (p.floor_w + p.span_w * _saturation(u)) * duration_s * p.gpus
+    saturated, added = _saturation(u), u if u < 1.0 else 1.0
+    base_w = floor_w if u > 0.0 else idle_w
+    return (base_w + span_w * (added if linear else saturated)) * duration_s * p.gpus
 
 
 @inlined

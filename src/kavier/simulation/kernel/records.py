@@ -152,15 +152,17 @@ STEP = np.dtype(
 
 POWER = np.dtype(
     [
+        ("idle_w", "f8"),
         ("floor_w", "f8"),
         ("span_w", "f8"),
         ("per_flop_per_s", "f8"),
         ("per_byte_per_s", "f8"),
+        ("linear", "i8"),
         ("gpus", "f8"),
     ],
     align=True,
 )
-"""Coefficients of `metrics.power.SaturatingPower`, and GPUs a replica."""
+"""Coefficients of `metrics.power.PowerModel`, and GPUs a replica."""
 
 TIMELINE = np.dtype(
     [
