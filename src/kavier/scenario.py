@@ -71,6 +71,9 @@ RouterName = Literal[
 ]
 
 
+ClientName = Literal["engine", "http"]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and a key nobody knows is an error."""
 
@@ -341,6 +344,10 @@ class Scenario(Section):
     timing: Annotated[
         Literal["datasheet"] | PolicyName, Field(description="what prices a step: see docs/scenario.md")
     ] = "datasheet"
+    client: Annotated[
+        ClientName,
+        Field(description="where latencies are taken: in the engine, or by an HTTP client, some 7 ms later"),
+    ] = "engine"
     site: Site = Site()
     prices: Prices = Prices()
     slo: Slo = Slo()

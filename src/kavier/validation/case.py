@@ -1,0 +1,193 @@
+"""Case files: what was measured, where, and the scenario that should come out the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from kavier.errors import InputError
+from kavier.scenario import CountOrZero, Positive, Scenario, Section, parse_scenario
+from kavier.scenario_errors import explain
+from kavier.scenario_file import anchor_paths, read_scenario_tree, set_path
+from kavier.validation.closed_loop import ClosedLoop
+from kavier.validation.layout import ColumnSpec, Rows, choose
+from kavier.validation.measured import Measured
+from kavier.workload.columns import OPTIONAL_TEXT
+
+MetricName = Literal["ttft_s", "tpot_s", "e2e_s"]
+StatisticName = Literal["mean", "p50", "p90", "p99"]
+
+
+class Case(Section):
+    """One measured run and the scenario that should reproduce it.
+
+    Either `measured` requests, which are then the workload; or `aggregates` alone, of a `closed_loop` or of
+    the scenario's own workload. `warmup_requests`: so many of the first requests are left out.
+    `client_timeout_s`: when the client gave up; simulated requests that take longer are left out, as the
+    failed ones are on the measured side.
+    """
+
+    note: str | None = None
+    scenario: Mapping[str, Any]
+    measured: Measured | None = None
+    aggregates: Mapping[MetricName, Mapping[StatisticName, Positive]] = Field(default_factory=dict)
+    closed_loop: ClosedLoop | None = None
+    warmup_requests: CountOrZero = 0
+    client_timeout_s: Positive | None = None
+    overloaded: bool = False
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> Case:
+        if (self.measured is None) == (not any(self.aggregates.values())):
+            raise ValueError("give either measured requests or aggregates")
+        if self.closed_loop and (self.measured or "workload" in self.scenario):
+            raise ValueError("closed_loop is a workload of its own")
+        if self.measured and "workload" in self.scenario:
+            raise ValueError("measured requests are the workload")
+        if self.closed_loop and self.warmup_requests:
+            raise ValueError("warmup_requests of a closed loop belong into closed_loop")
+        return self
+
+
+class EachRow(Rows):
+    """A case for every chosen row of a file.
+
+    `set`: dotted key of a case -> where its value is found. `label`: columns that tell the rows apart.
+    """
+
+    set: Mapping[str, ColumnSpec]
+    label: tuple[str, ...]
+
+
+class CaseFile(Section):
+    """What a file holds besides the keys of a case: those hold for all its cases."""
+
+    data: Path = Path()
+    cases: Mapping[str, Mapping[str, Any]] | None = None
+    each_row: EachRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCase:
+    """A case and where it came from.
+
+    Attributes:
+        name: Of the case; unique within its file.
+        of: Stem of the file.
+        case: The case.
+        scenario: Its scenario, without measured workload.
+        root: Folder that the paths of measured data are taken from.
+    """
+
+    name: str
+    of: str
+    case: Case
+    scenario: Scenario
+    root: Path
+
+
+def read_cases(path: Path, data: Path | None = None, level: str | None = None) -> list[NamedCase]:
+    """The cases of a file.
+
+    Args:
+        path: YAML.
+        data: Root of the measured data; None = the file's own `data`, taken from the file's folder.
+        level: Of step times; None = as the scenarios say.
+
+    Raises:
+        InputError: Whatever is wrong with the file, or its data are not there.
+    """
+    tree = read_scenario_tree(path)
+    head = {key: tree.pop(key) for key in ("data", "cases", "each_row") if key in tree}
+    try:
+        file = CaseFile.model_validate(head)
+    except ValidationError as error:
+        raise explain(error, str(path), CaseFile) from None
+    if file.cases is not None and file.each_row is not None:
+        raise InputError("both cases and each_row", where=str(path), expected="one of the two")
+    root = (data or path.parent / file.data).resolve()
+    parts = _parts(path, tree, file, root)
+    return [_named(path, name, part, root, level) for name, part in parts]
+
+
+def _named(path: Path, name: str, tree: dict[str, Any], root: Path, level: str | None) -> NamedCase:
+    where = str(path) if name == path.stem else f"{path}, case {name}"
+    try:
+        case = Case.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, where, Case) from None
+    plain = anchor_paths(deepcopy(dict(case.scenario)), path.parent)
+    if level is not None:
+        plain["timing"] = level
+    if case.closed_loop:
+        plain["workload"] = case.closed_loop.workload()
+    if case.measured:
+        plain["workload"] = {"trace": str(existing(root / case.measured.file))}
+    return NamedCase(name, path.stem, case, parse_scenario(plain, where=where), root)
+
+
+def existing(path: Path) -> Path:
+    """The path, if there is such a file.
+
+    Raises:
+        InputError: There is not.
+    """
+    if not path.exists():
+        raise InputError(
+            "the measured data are not there",
+            where=str(path),
+            expected="--data DIR, the folder that holds them",
+        )
+    return path
+
+
+def _parts(
+    path: Path, tree: dict[str, Any], file: CaseFile, root: Path
+) -> Sequence[tuple[str, dict[str, Any]]]:
+    if file.cases is not None:
+        return [(name, merged(tree, part)) for name, part in file.cases.items()]
+    if file.each_row is not None:
+        return list(_each(path, tree, file.each_row, root))
+    return [(path.stem, tree)]
+
+
+def _each(
+    path: Path, tree: dict[str, Any], section: EachRow, root: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    existing(root / section.file)
+    chosen = choose(section, root)
+    values = {key: chosen.column(spec).to_list() for key, spec in section.set.items()}
+    labels = [chosen.raw(name, OPTIONAL_TEXT).to_list() for name in section.label]
+    names = [" ".join(map(_tidy, row)) for row in zip(*labels, strict=True)]
+    seen: Counter[str] = Counter()
+    for row, name in enumerate(names):
+        part = deepcopy(tree)
+        for key, column in values.items():
+            set_path(part, key, _whole(column[row]))
+        seen[name] += 1
+        again = f" ({seen[name]})" if seen[name] > 1 else ""
+        yield f"{path.stem} {name}{again}", part
+
+
+def _whole(value: float | None) -> float | int | None:
+    return int(value) if value is not None and value.is_integer() else value
+
+
+def _tidy(word: str | None) -> str:
+    """8.0 as 8."""
+    return str(word).removesuffix(".0")
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one; where both have a value, that of `over`."""
+    both = deepcopy(dict(base))
+    for key, value in over.items():
+        inside = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if inside else deepcopy(value)
+    return both
