@@ -39,6 +39,9 @@ def validate(
     data: Annotated[
         Path | None, typer.Option(help="Folder that holds the measured data, instead of the case files'.")
     ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="What each term is worth: errors without it, cases as a whole.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     **flags: Any,
 ) -> None:
@@ -50,7 +53,7 @@ def validate(
     kavier validate validation/cases/vllm_h100_runs.yaml --level datasheet
     """  # noqa: D301 - \b keeps the lines as they are
     from kavier.cli.progress import show_log
-    from kavier.report.validation import print_validation
+    from kavier.report.validation import print_ablation, print_validation
     from kavier.validation.compare import summary
 
     given = {name: value for name, value in flags.items() if value is not None}
@@ -61,6 +64,9 @@ def validate(
     else:
         named = [_from_flags(measured, cases or [], given, client, skip_first)]
     show_log()
+    if ablate:
+        print_ablation(_ablation(named), json=json)
+        return
     compared = _compared(named)
     print_validation([one.as_dict() for one in compared], summary(compared), json=json)
 
@@ -110,6 +116,21 @@ def _compared(cases: list[NamedCase]) -> list[Comparison]:
         with progress_bar(f"{named.name} ({number} of {len(cases)})") as progress:
             compared.append(validate_case(named, progress=progress))
     return compared
+
+
+def _ablation(cases: list[NamedCase]) -> list[dict[str, Any]]:
+    from kavier.cli.progress import progress_bar
+    from kavier.validation.ablation import VARIANTS, ablate
+
+    total, done = len(cases) * (1 + len(VARIANTS)), 0
+    with progress_bar("ablation") as progress:
+
+        def told(_name: str, _case: NamedCase) -> None:
+            nonlocal done
+            progress(done, total)
+            done += 1
+
+        return ablate(cases, told)
 
 
 def _signature() -> inspect.Signature:

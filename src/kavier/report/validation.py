@@ -39,6 +39,32 @@ def print_validation(compared: Sequence[Compared], summary: Sequence[Compared], 
         show(page_console(WIDTH), *_pages(compared), *_summaries(summary))
 
 
+def print_ablation(variants: Sequence[Compared], *, json: bool) -> None:
+    """Print the errors without each term.
+
+    Args:
+        variants: As `kavier.validation.ablation.ablate`.
+        json: As they are.
+    """
+    if json:
+        print(json_module.dumps({"ablation": variants}, indent=2))
+    else:
+        title = f"Median and worst absolute error of means, {counted(variants[0]['cases'], 'case')}"
+        show(page_console(WIDTH), Text(title, "bold"), _ablation(variants))
+
+
+def _ablation(variants: Sequence[Compared]) -> Table:
+    table = _table(
+        "without", *(f"{label} {what}" for label in LABELS.values() for what in ("median", "worst"))
+    )
+    for one in variants:
+        means = [one["metrics"].get(metric, {}).get("mean", {}) for metric in LABELS]
+        table.add_row(
+            one["removed"], *(size(mean.get(name)) for mean in means for name in ("median", "worst"))
+        )
+    return table
+
+
 def percent(error: float | None) -> str:
     """With its sign."""
     return "-" if error is None else f"{error:+.1%}"

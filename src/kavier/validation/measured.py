@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +80,11 @@ def read_measured(section: Measured, root: Path, block_tokens: int = 16) -> Meas
         )
     if section.hashes:
         frame = frame.with_columns(_hashes_elsewhere(section.hashes, chosen, frame, root))
-    return _run(frame, chosen)
+    names = () if section.columns else tuple(name for name in chosen.file.columns if name not in _KNOWN)
+    return _run(frame, chosen, unread=names)
 
 
-def _run(frame: pl.DataFrame, chosen: Chosen) -> MeasuredRun:
+def _run(frame: pl.DataFrame, chosen: Chosen, unread: tuple[str, ...]) -> MeasuredRun:
     lengthless = pl.any_horizontal(pl.col("prompt_tokens", "output_tokens").fill_null(0) == 0)
     known = frame.filter(~(pl.col("failed") & lengthless)).sort("arrival_s", maintain_order=True)
     rows = known["row"].to_numpy()
@@ -95,6 +96,7 @@ def _run(frame: pl.DataFrame, chosen: Chosen) -> MeasuredRun:
     )
     if len(workload.requests) < len(known):
         raise _lengthless(known, chosen)
+    workload = replace(workload, unread_columns=unread)
     failed = pl.col("failed")
     times = known.select(
         *(pl.when(~failed).then(pl.col(name)).alias(name) for name in TIMES),
