@@ -516,12 +516,12 @@ def test_the_traps_of_the_h100_runs_are_heeded():
     """Forced lengths, not those of re-tokenised text; a hundred prompts that repeat; 4,068 failures."""
     cases = {case.name: case for case in read_cases(CASES / "vllm_h100_runs.yaml")}
     codegen = cases["llama-2-7b-codegen"]
-    run = read_measured(codegen.case.measured or pytest.fail(), codegen.root)
+    run = read_measured(codegen.case.measured or pytest.fail("no table"), codegen.root)
     assert run.workload.requests["output_tokens"].unique().to_list() == [247]
     firsts = run.workload.requests["block_hashes"].list.first()
     assert firsts.n_unique() == 100
     reasoning = cases["llama-2-7b-reasoning"]
-    run = read_measured(reasoning.case.measured or pytest.fail(), reasoning.root)
+    run = read_measured(reasoning.case.measured or pytest.fail("no table"), reasoning.root)
     assert int(run.times["failed"].sum()) == 4068
     assert run.unknown == 0
     assert "block_hashes" not in run.workload.requests.columns

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kavier.scenario import ClientName
 from kavier.timing.constants import read_constants
-from kavier.units import MS_PER_S
+from kavier.units import MS_PER_S, US_PER_S
 
 CLIENT_CONSTANTS = read_constants("kavier.metrics", "client.toml")
 
@@ -74,6 +74,6 @@ def client_note(client: ClientName) -> str:
     free, slope = CLIENT_CONSTANTS["free_tokens_per_s"], CLIENT_CONSTANTS["s_per_token_per_s"]
     return (
         f"TTFT and E2E are an HTTP client's: {fixed_ms:g} ms a request beyond the engine, and "
-        f"{slope * MS_PER_S * 1000:g} ms for every 1,000 output tokens/s of a replica beyond {free:,.0f}, "
+        f"{slope * US_PER_S:g} us for every output token/s of a replica beyond {free:,.0f}, "
         "read off six H100 runs"
     )
