@@ -66,8 +66,13 @@ class EachRow(Rows):
 
 
 class CaseFile(Section):
-    """What a file holds besides the keys of a case: those hold for all its cases."""
+    """What a file holds besides the keys of a case: those hold for all its cases.
 
+    `about`: what was measured, and where it is published. `data`: folder that the measured files' paths are
+    taken from, itself taken from the case file's.
+    """
+
+    about: str = ""
     data: Path = Path()
     cases: Mapping[str, Mapping[str, Any]] | None = None
     each_row: EachRow | None = None
@@ -104,7 +109,7 @@ def read_cases(path: Path, data: Path | None = None, level: str | None = None) -
         InputError: Whatever is wrong with the file, or its data are not there.
     """
     tree = _read_tree(path)
-    head = {key: tree.pop(key) for key in ("data", "cases", "each_row") if key in tree}
+    head = {key: tree.pop(key) for key in CaseFile.model_fields if key in tree}
     try:
         file = CaseFile.model_validate(head)
     except ValidationError as error:
