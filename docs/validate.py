@@ -190,22 +190,23 @@ def _at(values: pl.Series, quantiles: np.ndarray) -> list[float]:
 
 
 def failures(results: Results) -> str:
-    """Cases, not overloaded, whose mean or median is off by more than `BAD`, counted by set and level."""
+    """Sets of which a case, not overloaded, is off in its mean or median by more than `BAD`."""
     rows = ["| Set | Level | Metric | Off by more than 10 % | Worst | Which |", "|---|---|---|---|---|---|"]
     for stem, by_level in results.items():
         for level, compared in by_level.items():
-            for metric, points in errors_over(one for one in compared if not one.overloaded).items():
-                point = min(points.keys() & {"mean", "p50"})
-                found = [one.metrics[metric][point]["error"] or 0.0 for one in compared if not one.overloaded]
-                bad = sum(abs(error) > BAD for error in found)
-                if bad:
-                    worst = max(found, key=abs)
-                    which = points[point]["worst_case"]
-                    rows.append(
-                        f"| {stem} | {level} | {LABELS[metric]} {point.replace('p', 'P')} | {bad} of {len(found)} "
-                        f"| {percent(worst)} | {which.removeprefix(f'{stem} ')} |"
-                    )
+            rows += [f"| {stem} | {level} | {bad} |" for bad in _bad(stem, compared)]
     return "\n".join(rows)
+
+
+def _bad(stem: str, compared: Sequence[Comparison]) -> Iterator[str]:
+    kept = [one for one in compared if not one.overloaded]
+    for metric, points in errors_over(kept).items():
+        point = min(points.keys() & {"mean", "p50"})
+        errors = [one.metrics[metric][point]["error"] or 0.0 for one in kept]
+        if bad := sum(abs(error) > BAD for error in errors):
+            worst, which = percent(max(errors, key=abs)), points[point]["worst_case"].removeprefix(f"{stem} ")
+            name = f"{LABELS[metric]} {point.replace('p', 'P')}"
+            yield f"{name} | {bad} of {len(kept)} | {worst} | {which}"
 
 
 def ablation(level: str) -> str:

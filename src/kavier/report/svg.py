@@ -9,7 +9,7 @@ from html import escape
 
 PALETTE = ("#222222", "#d1495b", "#2e6f95", "#3f8f4f", "#b07a1e", "#7a5195")
 PANEL_WIDTH, PANEL_HEIGHT = 260, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 38
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 40, 38
 """Room around the axes of a panel, in pixels."""
 
 TICKS = 4
@@ -65,10 +65,11 @@ def svg(panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel) -> Iterator[str]:
     drawn = [_drawable(one, log_x=panel.log_x) for one in panel.series]
-    x_axis = _Axis([x for points in drawn for x, _ in points], LEFT, PANEL_WIDTH - RIGHT)
+    x_axis = _Axis([x for points in drawn for x, _ in points], LEFT, PANEL_WIDTH - RIGHT, log=panel.log_x)
     y_values = [y for points in drawn for _, y in points] + ([0.0] if panel.zero else [])
     y_axis = _Axis(y_values, PANEL_HEIGHT - BOTTOM, TOP)
     yield f'<text x="{LEFT}" y="15" font-weight="bold">{escape(panel.title)}</text>'
+    yield f'<text x="{LEFT}" y="30">{"".join(_keys(panel.series))}</text>'
     middle = (LEFT + PANEL_WIDTH - RIGHT) / 2
     yield f'<text x="{middle}" y="{PANEL_HEIGHT - 6}" text-anchor="middle">{escape(panel.x_label)}</text>'
     for value in x_axis.ticks:
@@ -87,8 +88,13 @@ def _panel(panel: Panel) -> Iterator[str]:
             yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places)
         elif places:
             yield f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}" stroke="{colour}"/>'
-        key = f'x="{PANEL_WIDTH - RIGHT - 4}" y="{TOP + 14 + 14 * number}" text-anchor="end"'
-        yield f'<text {key} style="fill:{colour}">{escape(one.label)}</text>'
+
+
+def _keys(series: Sequence[Series]) -> Iterator[str]:
+    """The legend, one word behind the other."""
+    for number, one in enumerate(series):
+        colour = PALETTE[number % len(PALETTE)]
+        yield f'<tspan dx="{8 if number else 0}" style="fill:{colour}">{escape(one.label)}</tspan>'
 
 
 def _drawable(series: Series, *, log_x: bool) -> list[tuple[float, float]]:
@@ -99,18 +105,32 @@ def _drawable(series: Series, *, log_x: bool) -> list[tuple[float, float]]:
 
 
 class _Axis:
-    """From values to pixels, over round numbers."""
+    """From values (their logarithms, if `log`) to pixels, over round numbers."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:
         low, high = min(values, default=0.0), max(values, default=1.0)
-        step = _round_step((high - low) / TICKS or abs(high) / TICKS or 1.0)
-        first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
-        self.ticks = [number * step for number in range(first, last + 1)]
+        self.ticks = _log_ticks(low, high) if log else _ticks(low, high)
         self._start, self._scale = start, (end - start) / (self.ticks[-1] - self.ticks[0])
 
     def at(self, value: float) -> float:
         """The pixel of a value."""
         return self._start + (value - self.ticks[0]) * self._scale
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = _round_step((high - low) / TICKS or abs(high) / TICKS or 1.0)
+    first = math.floor(low / step)
+    return [number * step for number in range(first, max(math.ceil(high / step), first + 1) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, or the powers alone where those are many; as logarithms."""
+    leads = (1, 2, 5) if high - low < TICKS / 2 else (1,)
+    decades = range(math.floor(low), math.floor(high) + 2)
+    every = [decade + math.log10(lead) for decade in decades for lead in leads]
+    first = max(number for number, tick in enumerate(every) if tick <= low)
+    last = min(number for number, tick in enumerate(every) if tick >= high)
+    return every[first : max(last, first + 1) + 1]
 
 
 def _round_step(rough: float) -> float:
