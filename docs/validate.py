@@ -7,6 +7,7 @@ without each term, at the last level.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def _lines(by_level: dict[str, list[Comparison]]) -> str:
         f"{LABELS[metric]} {point.replace('p', 'P')} | {' | '.join(by_level)}" for metric, point in known
     ]
     rows = [f"| Case | {' | '.join(names)} |", "|---" * (1 + len(known) * (1 + len(by_level))) + "|"]
-    for number, one in enumerate(first):
+    for number, one in sorted(enumerate(first), key=lambda pair: _natural(pair[1].case)):
         cells = [one.case.removeprefix(f"{one.of} ")]
         for metric, point in known:
             cells.append(latency(one.metrics[metric][point]["measured"]))
@@ -130,6 +131,11 @@ def _lines(by_level: dict[str, list[Comparison]]) -> str:
         if len(first) > 9
         else table
     )
+
+
+def _natural(name: str) -> list[int]:
+    """For an order by the numbers in a name."""
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _plots(stem: str, by_level: dict[str, list[Comparison]]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,27 @@ from kavier.scenario import parse_scenario
 from kavier.validation.ablation import VARIANTS, ablate
 from kavier.validation.case import NamedCase, read_cases
 from kavier.validation.closed_loop import ClosedLoop
-from kavier.validation.compare import errors_over, summary
+from kavier.validation.compare import Metrics, errors_over, summary
 from kavier.validation.measured import LEAST_REQUESTS, Measured, read_measured
 from kavier.validation.validate import validate_case
 from tests.command_line import LLAMA, kavier
 
-CASES = Path(__file__).parents[1] / "validation" / "cases"
+ROOT = Path(__file__).parents[1]
+CASES = ROOT / "validation" / "cases"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 HEADER = "arrival_s,prompt_tokens,output_tokens,ttft_s,e2e_s"
 GOOD = [f"{i},{100 + i},{10 + i},0.05,{0.3 + i / 100}" for i in range(8)]
+
+
+def load(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
 
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the measured runs in ../shared/data")
 
@@ -137,12 +151,23 @@ def test_a_bad_row_is_named(tmp_path, row, problem):
     assert f"{path}, {problem}" in kavier("validate", "--measured", path, *LLAMA).error
 
 
+def test_prompts_alone_have_no_time_per_token(tmp_path):
+    rows = [f"{i},{100 + i},1,0.05,0.05" for i in range(8)]
+    (case,) = validated("--measured", table(tmp_path, *rows), *LLAMA)["cases"]
+    assert case["metrics"]["tpot_s"]["mean"] == {"measured": None, "simulated": None, "error": None}
+    assert "tpot_s" not in case["per_request_median_error"]
+    assert not case["overloaded"], "all of their lives is prefill, not waiting"
+
+
 def test_a_failure_that_is_marked_needs_no_times(tmp_path):
     rows = [*(f"{row},false" for row in GOOD), "3,100,10,,,true", "4,0,0,nan,12.5,TRUE"]
     path = table(tmp_path, *rows, header=f"{HEADER},failed")
     (case,) = validated("--measured", path, *LLAMA)["cases"]
     assert case["requests"] == 8
-    assert any("2 measured requests failed" in note and "1 of them" in note for note in case["notes"])
+    assert {
+        "2 measured requests failed, and are left out",
+        "1 of them were not simulated: their lengths are not known",
+    } <= set(case["notes"])
     assert case["overloaded"], "a fifth of them failed"
 
 
@@ -312,7 +337,7 @@ scenario: {{ model: {LLAMA[1]}, fleet: {{ gpu: H100 }} }}
 closed_loop: {{ concurrency: 1, input_len: 1, output_len: 20 }}
 each_row:
   file: rows.csv
-  label: [tp, in]
+  label: "TP{{tp}} {{in}}"
   set:
     scenario.engine.tensor_parallel_size: tp
     closed_loop.input_len: in
@@ -320,7 +345,7 @@ each_row:
     aggregates.tpot_s.mean: {{ column: ms, scale: 1.0e-3 }}
 """
     cases = read_cases(case_file(tmp_path, text))
-    assert [case.name for case in cases] == ["case 1 64", "case 2 64", "case 2 64 (2)"]
+    assert [case.name for case in cases] == ["case TP1 64", "case TP2 64", "case TP2 64 (2)"]
     assert [case.scenario.engine.tensor_parallel_size for case in cases] == [1, 2, 2]
     assert [case.scenario.workload.max_concurrency for case in cases] == [2, 3, 3]
     one = validate_case(cases[0])
@@ -328,6 +353,15 @@ each_row:
     assert one.metrics["tpot_s"]["mean"]["measured"] == pytest.approx(0.009)
     page = kavier("validate", tmp_path / "case.yaml")
     assert "case: 3 cases" in page.out
+
+
+def test_a_label_names_columns(tmp_path):
+    text = CASE.replace(
+        "measured: { file: good.csv }", "each_row: { file: good.csv, label: '{', set: { note: x } }"
+    )
+    assert (
+        "a label needs names of columns in its braces" in kavier("validate", case_file(tmp_path, text)).error
+    )
 
 
 # Closed loops
@@ -464,6 +498,34 @@ def test_ablation_on_the_command_line(tmp_path):
     assert rows[0]["removed"] == "nothing"
 
 
+# The page
+
+
+def test_the_page_is_made_of_comparisons(tmp_path, monkeypatch):
+    """All parts but the ablation, of a run and of an average, at two levels; each part has its place."""
+    page = load("validate")
+    monkeypatch.setattr(page, "PLOTS", tmp_path)
+    calm = [f"{i},100,10,0.4,1.5" for i in range(1, 9)]
+    whole = validate_case(as_case(table(tmp_path, *calm)))
+    metrics: Metrics = {"tpot_s": {"mean": {"measured": 0.01, "simulated": 0.02, "error": 1.0}}}
+    average = replace(whole, metrics=metrics, measured=None, case="x TP2 1/2 x3", of="x")
+    results = {
+        "vllm_h100_runs": {"a": [whole], "b": [whole]},
+        "surf_a10_prefill": {"a": [average], "b": [average]},
+    }
+    overview = page.overview(results)
+    assert overview.count("| vllm_h100_runs | a | 1 |") == 2
+    assert "| surf_a10_prefill | b | 1 | mean | - | 100.0% / 100.0% / 100.0% | - |" in overview
+    assert "| surf_a10_prefill | a | TPOT mean | 1 of 1 | +100.0% |" in page.failures(results)
+    sections = page.sections(results)
+    for name in ("vllm_h100_runs-case", "surf_a10_prefill"):
+        assert f"(validation/{name}.svg)" in sections
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    text = (ROOT / "docs" / "validation.md").read_text()
+    for part in ("overview", "failures", "sets", "ablation"):
+        assert text.count(f"<!-- generated: {part} -->") == 1
+
+
 # The sets of ../shared/data
 
 
@@ -493,12 +555,12 @@ def test_case_files_hold_the_cases_of_their_set(stem, count):
         ("vllm_h100_runs", "llama-2-7b-codegen"),
         ("vllm_h100_runs", "llama-2-7b-reasoning"),
         ("llmservingsim", "rtx-pro-6000-llama-3.1-8b"),
-        ("surf_a10_prefill", "surf_a10_prefill 512"),
-        ("surf_a10_decode", "surf_a10_decode 128"),
-        ("silicon_llama_70b", "silicon_llama_70b 2 1024 1024 4"),
-        ("silicon_qwen3_32b", "silicon_qwen3_32b 8 4096 128 8"),
-        ("silicon_gpt_oss_120b", "silicon_gpt_oss_120b 8 1024 1024 4"),
-        ("silicon_minimax_m2.5", "silicon_minimax_m2.5 4 1024 1024 4"),
+        ("surf_a10_prefill", "surf_a10_prefill 512 words"),
+        ("surf_a10_decode", "surf_a10_decode 128 tokens"),
+        ("silicon_llama_70b", "silicon_llama_70b TP2 1024/1024 x4"),
+        ("silicon_qwen3_32b", "silicon_qwen3_32b TP8 4096/128 x8"),
+        ("silicon_gpt_oss_120b", "silicon_gpt_oss_120b TP8 1024/1024 x4"),
+        ("silicon_minimax_m2.5", "silicon_minimax_m2.5 TP4 1024/1024 x4"),
     ],
 )
 def test_a_case_of_each_set_comes_out_near_what_was_measured(stem, name):

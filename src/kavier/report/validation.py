@@ -17,6 +17,9 @@ from kavier.report.terminal import page_console, show
 
 WIDTH = 110
 
+MANY_TIMES = 10.0
+"""Errors from which on decimals say nothing."""
+
 LABELS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 
 STATISTICS = tuple(NOTHING)
@@ -72,7 +75,7 @@ def percent(error: float | None) -> str:
 
 def size(error: float | None) -> str:
     """Without sign."""
-    return "-" if error is None else f"{error:.1%}"
+    return "-" if error is None else f"{error:.1%}" if error < MANY_TIMES else f"{error:,.0%}"
 
 
 def _pages(compared: Sequence[Compared]) -> Iterator[RenderableType]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kavier.errors import InputError, reason
 from kavier.scenario import CountOrZero, Positive, Scenario, Section, parse_scenario
@@ -58,11 +59,25 @@ class Case(Section):
 class EachRow(Rows):
     """A case for every chosen row of a file.
 
-    `set`: dotted key of a case -> where its value is found. `label`: columns that tell the rows apart.
+    `set`: dotted key of a case -> where its value is found. `label`: what tells the rows apart, columns in
+    braces ("TP{tp_size}").
     """
 
-    set: Mapping[str, ColumnSpec]
-    label: tuple[str, ...]
+    set: Annotated[Mapping[str, ColumnSpec], Field(min_length=1)]
+    label: str
+
+    @field_validator("label")
+    @classmethod
+    def _is_template(cls, label: str) -> str:
+        try:
+            label.format(**dict.fromkeys(_columns_of(label), ""))
+        except (ValueError, LookupError):
+            raise ValueError("a label needs names of columns in its braces") from None
+        return label
+
+
+def _columns_of(label: str) -> list[str]:
+    return re.findall(r"{(\w+)}", label)
 
 
 class CaseFile(Section):
@@ -184,10 +199,10 @@ def _each(
     existing(root / section.file)
     chosen = choose(section, root)
     values = {key: chosen.column(spec).to_list() for key, spec in section.set.items()}
-    labels = [chosen.raw(name, OPTIONAL_TEXT).to_list() for name in section.label]
-    names = [" ".join(map(_tidy, row)) for row in zip(*labels, strict=True)]
+    words = {name: chosen.raw(name, OPTIONAL_TEXT).to_list() for name in _columns_of(section.label)}
     seen: Counter[str] = Counter()
-    for row, name in enumerate(names):
+    for row in range(len(next(iter(values.values())))):
+        name = section.label.format(**{column: _tidy(texts[row]) for column, texts in words.items()})
         part = deepcopy(tree)
         for key, column in values.items():
             set_path(part, key, _whole(column[row]))

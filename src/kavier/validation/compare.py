@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,37 +95,86 @@ def compare_requests(run: MeasuredRun, result: Result, scored: Scored) -> dict[s
     Raises:
         InputError: No request is left to compare.
     """
-    late = (
-        pl.lit(value=False) if scored.client_timeout_s is None else pl.col("e2e_s") > scored.client_timeout_s
-    )
-    behind = pl.int_range(pl.len()) >= scored.warmup
-    measured = run.times.with_columns(TPOT.alias("tpot_s"), kept=~pl.col("failed") & behind)
-    simulated = result.requests.with_columns(TPOT.alias("tpot_s"), late=late)
-    served = measured["kept"] & (simulated["status"] == "finished")
-    both = served & ~simulated["late"]
-    if not both.any():
-        raise InputError(
-            "no request is left to compare",
-            where=run.workload.source,
-            expected=f"requests that end on both sides, beyond the first {scored.warmup:,}",
-        )
-    ours, theirs = simulated.filter(both).select(METRICS), measured.filter("kept").select(METRICS)
-    paired = measured.filter(both).select(METRICS)
-    failed = int(measured["failed"].sum()) + run.unknown
+    sides = _Sides(run, result.requests, scored)
+    ours, theirs, pairs = sides.simulated, sides.measured, sides.pairs
     return {
         "metrics": {name: _statistics(_summary(theirs[name]), _summary(ours[name])) for name in METRICS},
         "per_request": {
-            name: error for name in METRICS if (error := _median(paired[name], ours[name])) is not None
+            name: error for name in METRICS if (error := _median(pairs[name], ours[name])) is not None
         },
-        "overloaded": scored.overloaded
-        or _is_overloaded(measured, simulated.filter(both), paired, failed, run),
+        "overloaded": scored.overloaded or sides.is_overloaded(),
         "requests": len(theirs),
-        "notes": tuple(
-            _left_out(scored, failed, run, int((served & simulated["late"]).sum()), measured, simulated)
-        ),
-        "measured": theirs,
-        "simulated": ours,
+        "notes": tuple(sides.left_out()),
+        "measured": theirs.select(METRICS),
+        "simulated": ours.select(METRICS),
     }
+
+
+class _Sides:
+    """Which requests are scored on which side.
+
+    Attributes:
+        measured: Those that did not fail, beyond the warm-up.
+        simulated: Of these, those that finish, and within the client's patience.
+        pairs: What was measured of the simulated ones, row for row.
+    """
+
+    def __init__(self, run: MeasuredRun, requests: pl.DataFrame, scored: Scored) -> None:
+        self._run, self._scored = run, scored
+        measured, simulated = (frame.with_columns(TPOT.alias("tpot_s")) for frame in (run.times, requests))
+        served = ~measured["failed"] & (pl.Series(np.arange(len(measured))) >= scored.warmup)
+        finished = served & (simulated["status"] == "finished")
+        limit_s = math.inf if scored.client_timeout_s is None else scored.client_timeout_s
+        both = finished & (simulated["e2e_s"] <= limit_s)
+        if not both.any():
+            raise InputError(
+                "no request is left to compare",
+                where=run.workload.source,
+                expected=f"requests that end on both sides, beyond the first {scored.warmup:,}",
+            )
+        self.measured, self.simulated = measured.filter(served), simulated.filter(both)
+        self.pairs = measured.filter(both)
+        self._failed = int(measured["failed"].sum()) + run.unknown
+        self._rejected = int((served & ~finished).sum())
+        self._late = int(finished.sum()) - int(both.sum())
+
+    def is_overloaded(self) -> bool:
+        """Whether the measured fleet had more work than it could do, whatever the simulated one had.
+
+        More than `MOST_FAILED` of the requests failed; or those with more than one token waited longer than
+        `OVERLOAD` of their lives on average, the wait being what measured TTFT has beyond the simulated
+        time from first schedule to first token.
+        """
+        if self._failed > MOST_FAILED * (len(self._run.times) + self._run.unknown):
+            return True
+        several = self.pairs["output_tokens"] > 1
+        if not several.any():
+            return False
+        ours, theirs = self.simulated.filter(several), self.pairs.filter(several)
+        prefill_s = _mean(ours["ttft_s"]) - _mean(ours["queue_s"])
+        return _mean(theirs["ttft_s"]) - prefill_s > OVERLOAD * _mean(theirs["e2e_s"])
+
+    def left_out(self) -> Iterator[str]:
+        """A sentence for each reason."""
+        scored, unread = self._scored, self._run.workload.unread_columns
+        if scored.warmup:
+            yield f"the first {scored.warmup:,} requests are left out (warm-up)"
+        if self._failed:
+            yield f"{self._failed:,} measured requests failed, and are left out"
+        if self._run.unknown:
+            yield f"{self._run.unknown:,} of them were not simulated: their lengths are not known"
+        if scored.client_timeout_s is not None:
+            yield (
+                f"{self._late:,} requests that did not fail take longer than the client waited "
+                f"({scored.client_timeout_s:g} s) when simulated, and are left out on that side"
+            )
+        if self._rejected:
+            yield (
+                f"{self._rejected:,} requests that were served are rejected when simulated, and left out on "
+                "that side"
+            )
+        if unread:
+            yield f"columns that were not read: {', '.join(unread)}"
 
 
 def compare_aggregates(
@@ -175,45 +225,8 @@ def _median(measured: pl.Series, simulated: pl.Series) -> float | None:
     return None if errors.is_empty() else float(np.median(errors.to_numpy()))
 
 
-def _is_overloaded(
-    measured: pl.DataFrame, ours: pl.DataFrame, paired: pl.DataFrame, failed: int, run: MeasuredRun
-) -> bool:
-    """Whether the measured fleet had more work than it could do, whatever the simulated one had.
-
-    More than `MOST_FAILED` of the requests failed; or they waited longer than `OVERLOAD` of their lives on
-    average, the wait being what measured TTFT has beyond the simulated time from first schedule to first
-    token.
-    """
-    if failed > MOST_FAILED * (len(measured) + run.unknown):
-        return True
-    prefill_s = _mean(ours["ttft_s"]) - _mean(ours["queue_s"])
-    return _mean(paired["ttft_s"]) - prefill_s > OVERLOAD * _mean(paired["e2e_s"])
-
-
 def _mean(values: pl.Series) -> float:
     return float(values.to_numpy().mean())
-
-
-def _left_out(
-    scored: Scored, failed: int, run: MeasuredRun, late: int, measured: pl.DataFrame, simulated: pl.DataFrame
-) -> Iterator[str]:
-    if scored.warmup:
-        yield f"the first {scored.warmup:,} requests are left out (warm-up)"
-    if failed:
-        yield f"{failed:,} measured requests failed, and are left out" + (
-            f"; {run.unknown:,} of them were not simulated, their lengths are not known"
-            if run.unknown
-            else ""
-        )
-    if scored.client_timeout_s is not None:
-        yield (
-            f"{late:,} requests that did not fail take longer than the client waited "
-            f"({scored.client_timeout_s:g} s) when simulated, and are left out on that side"
-        )
-    if dropped := int((measured["kept"] & (simulated["status"] != "finished")).sum()):
-        yield f"{dropped:,} requests that were served are rejected when simulated, and left out on that side"
-    if run.workload.unread_columns:
-        yield f"columns that were not read: {', '.join(run.workload.unread_columns)}"
 
 
 def summary(compared: Sequence[Comparison]) -> list[dict[str, Any]]:
