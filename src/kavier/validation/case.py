@@ -19,7 +19,7 @@ from kavier.scenario_file import anchor_paths, set_path
 from kavier.validation.closed_loop import ClosedLoop
 from kavier.validation.layout import ColumnSpec, Rows, choose
 from kavier.validation.measured import Measured
-from kavier.workload.columns import OPTIONAL_TEXT
+from kavier.workload.columns import OPTIONAL_TEXT, refuse
 
 MetricName = Literal["ttft_s", "tpot_s", "e2e_s"]
 StatisticName = Literal["mean", "p50", "p90", "p99"]
@@ -57,7 +57,7 @@ class Case(Section):
 
 
 class EachRow(Rows):
-    """A case for every chosen row of a file.
+    """A case for every chosen row of a file; rows that set the same, to nine digits, are one.
 
     `set`: dotted key of a case -> where its value is found. `label`: what tells the rows apart, columns in
     braces ("TP{tp_size}").
@@ -198,21 +198,29 @@ def _each(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     existing(root / section.file)
     chosen = choose(section, root)
-    values = {key: chosen.column(spec).to_list() for key, spec in section.set.items()}
+    columns = {key: chosen.column(spec) for key, spec in section.set.items()}
+    for column in columns.values():
+        refuse(~column.is_finite().fill_null(value=False), column, chosen.at, "no number")
+    values = {key: column.to_list() for key, column in columns.items()}
     words = {name: chosen.raw(name, OPTIONAL_TEXT).to_list() for name in _columns_of(section.label)}
-    seen: Counter[str] = Counter()
+    named: Counter[str] = Counter()
+    seen: set[tuple[str, ...]] = set()
     for row in range(len(next(iter(values.values())))):
+        said = tuple(f"{column[row]:.9g}" for column in values.values())
+        if said in seen:
+            continue
+        seen.add(said)
         name = section.label.format(**{column: _tidy(texts[row]) for column, texts in words.items()})
         part = deepcopy(tree)
         for key, column in values.items():
             set_path(part, key, _whole(column[row]))
-        seen[name] += 1
-        again = f" ({seen[name]})" if seen[name] > 1 else ""
+        named[name] += 1
+        again = f" ({named[name]})" if named[name] > 1 else ""
         yield f"{path.stem} {name}{again}", part
 
 
-def _whole(value: float | None) -> float | int | None:
-    return int(value) if value is not None and value.is_integer() else value
+def _whole(value: float) -> float | int:
+    return int(value) if value.is_integer() else value
 
 
 def _tidy(word: str | None) -> str:
