@@ -215,7 +215,7 @@ def test_a_table_that_does_not_do(tmp_path, text, problem):
         (("--measured", "good.csv", *LLAMA, "--level", "quantum"), "timing: bad value (got 'quantum')"),
         (("--measured", "good.csv", *LLAMA, "--client", "grpc"), "client: bad value (got 'grpc')"),
         (("--measured", "good.csv", *LLAMA, "--skip-first", "8"), "no request is left to compare"),
-        (("--measured", "away.csv", *LLAMA), "the measured data are not there"),
+        (("--measured", "away.csv", *LLAMA), "away.csv: cannot read the trace: No such file"),
     ],
 )
 def test_a_command_that_does_not_do(tmp_path, monkeypatch, arguments, problem):

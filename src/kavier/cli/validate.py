@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def validate(
     cases: Annotated[
         list[Path] | None,
-        typer.Argument(help="Case files (docs/validation-cases.md); with --measured a scenario, or none."),
+        typer.Argument(help="Case files (docs/validation.md); with --measured a scenario, or none."),
     ] = None,
     measured: Annotated[
         Path | None,
@@ -92,7 +92,6 @@ def _from_flags(
     measured: Path, paths: list[Path], given: dict[str, Any], client: str | None, skip_first: int
 ) -> NamedCase:
     from kavier.scenario import parse_scenario
-    from kavier.validation.case import existing
     from kavier.validation.validate import measured_file
 
     if len(paths) > 1:
@@ -100,7 +99,7 @@ def _from_flags(
             "--measured with several files", value=str(paths[1]), expected="one scenario, or none"
         )
     scenario = paths[0] if paths else None
-    given = {**given, "scenario": scenario, "trace": existing(measured)}
+    given = {**given, "scenario": scenario, "trace": measured}
     tree = run.scenario_tree(scenario, given)
     if client is not None or "client" not in tree:
         tree["client"] = client or "http"
@@ -112,25 +111,19 @@ def _compared(cases: list[NamedCase]) -> list[Comparison]:
     from kavier.validation.validate import validate_case
 
     compared = []
-    for number, named in enumerate(cases, 1):
-        with progress_bar(f"{named.name} ({number} of {len(cases)})") as progress:
-            compared.append(validate_case(named, progress=progress))
+    with progress_bar("cases") as progress:
+        for named in cases:
+            compared.append(validate_case(named))
+            progress(len(compared), len(cases))
     return compared
 
 
 def _ablation(cases: list[NamedCase]) -> list[dict[str, Any]]:
     from kavier.cli.progress import progress_bar
-    from kavier.validation.ablation import VARIANTS, ablate
+    from kavier.validation.ablation import ablate
 
-    total, done = len(cases) * (1 + len(VARIANTS)), 0
     with progress_bar("ablation") as progress:
-
-        def told(_name: str, _case: NamedCase) -> None:
-            nonlocal done
-            progress(done, total)
-            done += 1
-
-        return ablate(cases, told)
+        return ablate(cases, progress)
 
 
 def _signature() -> inspect.Signature:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 from kavier.runner import Progress, Result
 from kavier.scenario import Scenario, parse_scenario
 from kavier.scenario_file import set_path
 from kavier.validation.case import NamedCase
-from kavier.validation.compare import Comparison, errors_over
+from kavier.validation.compare import errors_over
 from kavier.validation.validate import Simulate, as_it_is, validate_case
 from kavier.workload.table import Workload
 
@@ -35,30 +36,25 @@ VARIANTS: Mapping[str, Simulate] = {
 """Term -> how a case is played without it."""
 
 
-def ablate(
-    cases: Sequence[NamedCase], told: Callable[[str, NamedCase], None] = lambda *_: None
-) -> list[dict[str, Any]]:
+def ablate(cases: Sequence[NamedCase], progress: Progress | None = None) -> list[dict[str, Any]]:
     """{removed, cases, metrics} of each variant, over the cases that are not overloaded when all is there.
 
     Args:
         cases: What to play.
-        told: Is given each variant and case before it is played.
+        progress: Told how many cases have been played, and how many will be at most.
 
     Raises:
         InputError: As `validate_case`.
     """
-    compared = list(_played(NOTHING, as_it_is, cases, told))
-    kept = [case for case, one in zip(cases, compared, strict=True) if not one.overloaded]
-    found = {NOTHING: [one for one in compared if not one.overloaded]}
-    found |= {name: list(_played(name, play, kept, told)) for name, play in VARIANTS.items()}
-    return [
-        {"removed": name, "cases": len(mine), "metrics": errors_over(mine)} for name, mine in found.items()
-    ]
-
-
-def _played(
-    name: str, play: Simulate, cases: Sequence[NamedCase], told: Callable[[str, NamedCase], None]
-) -> Iterator[Comparison]:
-    for case in cases:
-        told(name, case)
-        yield validate_case(case, play)
+    kept, found = list(cases), []
+    for number, (name, play) in enumerate({NOTHING: as_it_is, **VARIANTS}.items()):
+        compared = []
+        for case in kept:
+            compared.append(validate_case(case, play))
+            if progress:
+                progress(number * len(cases) + len(compared), len(cases) * (1 + len(VARIANTS)))
+        if name == NOTHING:
+            calm = [not one.overloaded for one in compared]
+            kept, compared = list(compress(kept, calm)), list(compress(compared, calm))
+        found.append({"removed": name, "cases": len(kept), "metrics": errors_over(compared)})
+    return found

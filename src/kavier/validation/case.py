@@ -199,8 +199,8 @@ def _each(
     existing(root / section.file)
     chosen = choose(section, root)
     columns = {key: chosen.column(spec) for key, spec in section.set.items()}
-    for column in columns.values():
-        refuse(~column.is_finite().fill_null(value=False), column, chosen.at, "no number")
+    for found in columns.values():
+        refuse(~found.is_finite().fill_null(value=False), found, chosen.at, "no number")
     values = {key: column.to_list() for key, column in columns.items()}
     words = {name: chosen.raw(name, OPTIONAL_TEXT).to_list() for name in _columns_of(section.label)}
     named: Counter[str] = Counter()

@@ -63,8 +63,7 @@ class ClosedLoop(Section):
         text = (
             f"closed loop of {self.concurrency:,}: {self.requests:,} requests, lengths drawn uniformly from "
         )
-        text += f"{low:g} to {high:g} times {self.input_len:,} in and {self.output_len:,} out"
-        return text + (f"; the first {self.warmup:,} are left out" if self.warmup else "")
+        return text + f"{low:g} to {high:g} times {self.input_len:,} in and {self.output_len:,} out"
 
     def _lengths(self, nominal: int) -> dict[str, Any]:
         shortest, longest = (max(round(nominal * share), 1) for share in self.range)

@@ -11,14 +11,14 @@ import numpy as np
 import polars as pl
 
 from kavier.errors import InputError
-from kavier.metrics.distribution import PERCENTILES, Summary, summarise
+from kavier.metrics.distribution import NOTHING, Summary, summarise
 from kavier.metrics.trust import OVERLOAD
 from kavier.runner import Result
 from kavier.validation.case import MetricName, StatisticName
 from kavier.validation.measured import MeasuredRun
 
 METRICS = ("ttft_s", "tpot_s", "e2e_s")
-STATISTICS = ("mean", *(f"p{q}" for q in PERCENTILES))
+STATISTICS = tuple(NOTHING)
 
 MOST_FAILED = 0.01
 """Share of failed requests from which on a run counts as overloaded."""
@@ -157,8 +157,7 @@ class _Sides:
     def left_out(self) -> Iterator[str]:
         """A sentence for each reason."""
         scored, unread = self._scored, self._run.workload.unread_columns
-        if scored.warmup:
-            yield f"the first {scored.warmup:,} requests are left out (warm-up)"
+        yield from _warmup(scored)
         if self._failed:
             yield f"{self._failed:,} measured requests failed, and are left out"
         if self._run.unknown:
@@ -188,7 +187,9 @@ def compare_aggregates(
     simulated = result.requests.with_columns(TPOT.alias("tpot_s")).slice(scored.warmup)
     ours = simulated.filter(pl.col("status") == "finished").select(METRICS)
     if not len(ours):
-        raise InputError("no simulated request is left to compare", value=scored.warmup)
+        expected = f"requests that finish, beyond the first {scored.warmup:,}"
+        raise InputError("no simulated request is left to compare", expected=expected)
+    rejected = len(simulated) - len(ours)
     metrics = {}
     for name, known in aggregates.items():
         mine = _summary(ours[name])
@@ -198,10 +199,18 @@ def compare_aggregates(
         "per_request": {},
         "overloaded": scored.overloaded,
         "requests": None,
-        "notes": (),
+        "notes": (
+            *_warmup(scored),
+            *([f"{rejected:,} simulated requests are rejected, and left out"] if rejected else ()),
+        ),
         "measured": None,
         "simulated": ours,
     }
+
+
+def _warmup(scored: Scored) -> Iterator[str]:
+    if scored.warmup:
+        yield f"the first {scored.warmup:,} requests are left out (warm-up)"
 
 
 def _summary(values: pl.Series) -> Summary:
@@ -249,24 +258,24 @@ def errors_over(compared: Iterable[Comparison]) -> dict[str, dict[str, dict[str,
     compared = list(compared)
     for metric in METRICS:
         for point in STATISTICS:
-            errors = {
-                one.case: error
+            errors = [
+                (one.case, error)
                 for one in compared
                 if (error := one.metrics.get(metric, {}).get(point, {}).get("error")) is not None
-            }
+            ]
             if errors:
                 found.setdefault(metric, {})[point] = _spread(errors)
     return found
 
 
-def _spread(errors: Mapping[str, float]) -> dict[str, Any]:
-    sizes = np.abs(list(errors.values()))
-    worst = max(errors, key=lambda name: abs(errors[name]))
+def _spread(errors: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    signed = np.array([error for _, error in errors])
+    sizes = np.abs(signed)
     return {
         "cases": len(errors),
         "median": float(np.median(sizes)),
         "mean": float(sizes.mean()),
-        "bias": float(np.mean(list(errors.values()))),
+        "bias": float(signed.mean()),
         "worst": float(sizes.max()),
-        "worst_case": worst,
+        "worst_case": errors[int(sizes.argmax())][0],
     }

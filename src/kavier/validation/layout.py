@@ -123,6 +123,10 @@ class Chosen:
         """How errors name one of these rows."""
         return self.file.place(self._row(row))
 
+    def only(self, rows: NDArray[np.int64]) -> Chosen:
+        """Some of these rows, in this order."""
+        return Chosen(self.file, rows if self.rows is None else self.rows[rows])
+
     def _row(self, row: int) -> int:
         return row if self.rows is None else int(self.rows[row])
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from kavier.errors import InputError
 from kavier.validation.layout import FLAG, NUMBER, Chosen, Column, ColumnSpec, Hashes, Rows, Text, choose
-from kavier.workload.columns import OPTIONAL_NUMBERS, OPTIONAL_TEXT, Rule, refuse
+from kavier.workload.columns import OPTIONAL_NUMBERS, OPTIONAL_TEXT, Rule, check_column, refuse
 from kavier.workload.formats.source import open_trace
 from kavier.workload.table import REQUIRED, RULES, Workload, make_workload
 
@@ -72,47 +72,36 @@ def read_measured(section: Measured, root: Path, block_tokens: int = 16) -> Meas
     """
     chosen = choose(section, root)
     frame = _columns(chosen, section)
-    frame = frame.with_columns(_failed(frame), _own_row(len(frame)))
     _check_times(frame, chosen)
-    if section.same_prompt:
-        frame = frame.with_columns(
-            _hashes_of_prompts(chosen.raw(section.same_prompt, OPTIONAL_TEXT), frame, block_tokens)
-        )
-    if section.hashes:
-        frame = frame.with_columns(_hashes_elsewhere(section.hashes, chosen, frame, root))
-    names = () if section.columns else tuple(name for name in chosen.file.columns if name not in _KNOWN)
-    return _run(frame, chosen, unread=names)
-
-
-def _run(frame: pl.DataFrame, chosen: Chosen, unread: tuple[str, ...]) -> MeasuredRun:
     lengthless = pl.any_horizontal(pl.col("prompt_tokens", "output_tokens").fill_null(0) == 0)
-    known = frame.filter(~(pl.col("failed") & lengthless)).sort("arrival_s", maintain_order=True)
-    rows = known["row"].to_numpy()
+    known = frame.with_row_index("row").filter(~(pl.col("failed") & lengthless))
+    known = known.sort("arrival_s", maintain_order=True)
+    kept = chosen.only(known["row"].to_numpy())
+    known = known.with_columns(_hashes(section, kept, known["prompt_tokens"], root, block_tokens))
     workload = make_workload(
         known.select(name for name in _WORKLOAD if name in known.columns),
         source=str(chosen.file.path),
         format="measured",
-        place=lambda row: chosen.place(int(rows[row])),
+        place=kept.place,
     )
     if len(workload.requests) < len(known):
-        raise _lengthless(known, chosen)
-    workload = replace(workload, unread_columns=unread)
-    failed = pl.col("failed")
+        raise _lengthless(known, kept)
+    served = ~pl.col("failed")
     times = known.select(
-        *(pl.when(~failed).then(pl.col(name)).alias(name) for name in TIMES),
+        *(pl.when(served).then(pl.col(name)).alias(name) for name in TIMES),
         pl.lit(workload.requests["output_tokens"]).alias("output_tokens"),
-        failed,
+        "failed",
     )
+    workload = replace(workload, unread_columns=_unread(chosen, section))
     return MeasuredRun(workload, times, unknown=len(frame) - len(known))
 
 
-def _lengthless(known: pl.DataFrame, chosen: Chosen) -> InputError:
+def _lengthless(known: pl.DataFrame, kept: Chosen) -> InputError:
     """A request that is not marked as failed, with 0 tokens."""
     name = "output_tokens" if (known["output_tokens"] == 0).any() else "prompt_tokens"
-    row = int(known.filter(pl.col(name) == 0)["row"][0])
     return InputError(
         "0 tokens of a request that is not marked as failed",
-        where=chosen.at(row, name),
+        where=kept.at(int((known[name] == 0).arg_true()[0]), name),
         expected="tokens, or a column failed that is true",
     )
 
@@ -125,12 +114,7 @@ def _columns(chosen: Chosen, section: Measured) -> pl.DataFrame:
             expected=", ".join(_KNOWN),
             near=(unknown[0], _KNOWN),
         )
-    specs = {name: section.columns.get(name, Column(column=name)) for name in _KNOWN}
-    present = {
-        name: spec
-        for name, spec in specs.items()
-        if name in section.columns or spec.column in chosen.file.columns
-    }
+    present = _present(chosen, section)
     for name in (*REQUIRED, *TIMES):
         if name not in present:
             found = ", ".join(chosen.file.columns)
@@ -139,17 +123,24 @@ def _columns(chosen: Chosen, section: Measured) -> pl.DataFrame:
                 where=str(chosen.file.path),
                 near=(name, chosen.file.columns),
             )
-    return pl.DataFrame([chosen.column(spec, _KNOWN[name]).alias(name) for name, spec in present.items()])
+    frame = pl.DataFrame([chosen.column(spec, _KNOWN[name]).alias(name) for name, spec in present.items()])
+    failed = pl.col("failed").fill_null(value=False) if "failed" in present else pl.lit(value=False)
+    return frame.with_columns(failed.alias("failed"))
 
 
-def _failed(frame: pl.DataFrame) -> pl.Expr:
-    return (
-        pl.col("failed").fill_null(value=False) if "failed" in frame.columns else pl.lit(value=False)
-    ).alias("failed")
+def _present(chosen: Chosen, section: Measured) -> dict[str, Column]:
+    """Where those quantities are that the file has."""
+    specs = {name: section.columns.get(name, Column(column=name)) for name in _KNOWN}
+    named, columns = section.columns, chosen.file.columns
+    return {name: spec for name, spec in specs.items() if name in named or spec.column in columns}
 
 
-def _own_row(height: int) -> pl.Series:
-    return pl.Series("row", np.arange(height))
+def _unread(chosen: Chosen, section: Measured) -> tuple[str, ...]:
+    """Columns of the file that nobody asked for."""
+    specs = _present(chosen, section).values()
+    read = {*section.where, *(spec.column for spec in specs), *(spec.fill_by for spec in specs)}
+    read |= {section.same_prompt, section.hashes.by if section.hashes else None}
+    return tuple(name for name in chosen.file.columns if name not in read)
 
 
 def _check_times(frame: pl.DataFrame, chosen: Chosen) -> None:
@@ -202,29 +193,40 @@ def _check_enough(served: pl.DataFrame, where: str) -> None:
         )
 
 
-def _hashes_of_prompts(prompt: pl.Series, frame: pl.DataFrame, block_tokens: int) -> list[pl.Series]:
-    """Hashes such that every prompt has its own full blocks, in all requests that send it."""
-    blocks = (frame["prompt_tokens"].fill_null(0).cast(pl.Int64()) + block_tokens - 1) // block_tokens
-    longest = max(blocks.to_list())
-    first = prompt.rank("dense").cast(pl.Int64()) * longest
-    hashes = pl.select(pl.int_ranges(first, first + blocks)).to_series().cast(pl.List(pl.UInt64()))
-    size = pl.Series("block_tokens", np.full(len(frame), block_tokens))
-    return [hashes.alias("block_hashes"), size]
+def _hashes(
+    section: Measured, kept: Chosen, prompt_tokens: pl.Series, root: Path, block_tokens: int
+) -> list[pl.Series]:
+    """Columns that tell which prompts share blocks, where the case says how to know."""
+    if not (section.same_prompt or section.hashes):
+        return []
+    tokens = check_column(prompt_tokens, RULES["prompt_tokens"], kept.at)
+    if section.hashes:
+        size, hashes = section.hashes.block_tokens, _hashes_elsewhere(section.hashes, kept, tokens, root)
+    else:
+        prompts = kept.raw(section.same_prompt or "", OPTIONAL_TEXT)
+        size, hashes = block_tokens, _hashes_of_prompts(prompts, tokens, block_tokens)
+    return [hashes.alias("block_hashes"), pl.Series("block_tokens", np.full(len(tokens), size))]
 
 
-def _hashes_elsewhere(section: Hashes, chosen: Chosen, frame: pl.DataFrame, root: Path) -> list[pl.Series]:
+def _hashes_of_prompts(prompts: pl.Series, tokens: pl.Series, size: int) -> pl.Series:
+    """Hashes such that every prompt has its own blocks, in all requests that send it."""
+    blocks = (tokens + size - 1) // size
+    first = prompts.rank("dense").cast(pl.Int64()) * max(blocks.to_list())
+    return pl.select(pl.int_ranges(first, first + blocks)).to_series().cast(pl.List(pl.UInt64()))
+
+
+def _hashes_elsewhere(section: Hashes, kept: Chosen, tokens: pl.Series, root: Path) -> pl.Series:
     """Hashes of another file's rows, full blocks only; the block that is begun is the request's own."""
     other = Chosen(open_trace(root / section.file))
     keys, lists = other.raw(section.by, OPTIONAL_TEXT), other.raw(section.column, OPTIONAL_NUMBERS)
     known = dict(zip(keys.to_list(), lists.to_list(), strict=True))
-    wanted = chosen.raw(section.by, OPTIONAL_TEXT)
-    refuse(~wanted.is_in(keys.to_list()), wanted, chosen.at, f"not in {section.file}")
+    wanted = kept.raw(section.by, OPTIONAL_TEXT)
+    refuse(~wanted.is_in(keys.to_list()), wanted, kept.at, f"not in {section.file}")
     fresh = 1 + max((max(hashes) for hashes in known.values() if hashes), default=0)
     size, found = section.block_tokens, []
-    for key, tokens in zip(wanted.to_list(), frame["prompt_tokens"].to_list(), strict=True):
-        full, begun = int(tokens) // size, -(-int(tokens) // size)
-        shared = (known[key] or [])[:full]
-        found.append([*shared, *range(fresh, fresh + begun - len(shared))])
-        fresh += begun - len(shared)
-    hashes = pl.Series("block_hashes", found, dtype=pl.List(pl.UInt64()))
-    return [hashes, pl.Series("block_tokens", np.full(len(found), size))]
+    for key, length in zip(wanted.to_list(), tokens.to_list(), strict=True):
+        shared = (known[key] or [])[: length // size]
+        own = -(-length // size) - len(shared)
+        found.append([*shared, *range(fresh, fresh + own)])
+        fresh += own
+    return pl.Series(found, dtype=pl.List(pl.UInt64()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kavier.runner import Progress, Result, simulate
 from kavier.scenario import Scenario
-from kavier.validation.case import NamedCase
+from kavier.validation.case import Case, NamedCase
 from kavier.validation.compare import Comparison, Scored, compare_aggregates, compare_requests
 from kavier.validation.measured import Measured, read_measured
 from kavier.workload.table import Workload
@@ -41,7 +41,7 @@ def validate_case(
         result = play(named.scenario, None, progress)
         warmup = loop.warmup if loop else case.warmup_requests
         fields = compare_aggregates(case.aggregates, result, Scored(warmup, overloaded=case.overloaded))
-        fields["notes"] = (loop.note(),) if loop else ()
+        fields["notes"] = (*([loop.note()] if loop else ()), *fields["notes"])
     trust = result.summary["trust"]
     notes = (*filter(None, [case.note]), *fields.pop("notes"), _where_taken(named.scenario))
     return Comparison(case=named.name, of=named.of, level=trust["timing_level"], notes=notes, **fields)
@@ -57,7 +57,5 @@ def _where_taken(scenario: Scenario) -> str:
 
 def measured_file(path: Path, scenario: Scenario, warmup: int) -> NamedCase:
     """The case of a table of measured requests and a scenario for it."""
-    from kavier.validation.case import Case
-
     case = Case(scenario={}, measured=Measured(file=path), warmup_requests=warmup)
     return NamedCase(path.name, path.name, case, scenario, Path())
