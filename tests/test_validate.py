@@ -366,6 +366,22 @@ def test_a_label_names_columns(tmp_path):
     )
 
 
+def test_columns_that_nobody_reads_are_told(tmp_path):
+    rows = [f"{row},x,y" for row in GOOD]
+    (case,) = validated("--measured", table(tmp_path, *rows, header=f"{HEADER},user,sucess"), *LLAMA)["cases"]
+    assert "columns that were not read: user, sucess" in case["notes"]
+
+
+@pytest.mark.parametrize("length", ["nan", "1.5", "", "-3"])
+def test_a_length_that_is_none_is_named_before_blocks_are_made_of_it(tmp_path, length):
+    rows = [f"{row},p" for row in GOOD] + [f"9,{length},5,0.1,0.2,p"]
+    (tmp_path / "m.csv").write_text("\n".join([f"{HEADER},id", *rows]))
+    (tmp_path / "h.jsonl").write_text('{"id": "p", "hash_ids": [1, 2]}')
+    for where in ({"same_prompt": "id"}, {"hashes": {"file": "h.jsonl", "by": "id"}}):
+        with pytest.raises(InputError, match=r"row 9 \(line 10\), column 'prompt_tokens': "):
+            read_measured(Measured.model_validate({"file": "m.csv", **where}), tmp_path)
+
+
 # Closed loops
 
 
@@ -389,6 +405,18 @@ def test_a_closed_loop_draws_lengths_and_leaves_out_the_first_of_each_client():
 def test_a_closed_loop_that_cannot_be(wrong):
     with pytest.raises(ValueError):  # noqa: PT011 - pydantic's own
         ClosedLoop(**({"concurrency": 1, "input_len": 1, "output_len": 1} | wrong))
+
+
+def test_what_a_closed_loop_cannot_serve_is_told(tmp_path):
+    text = f"""
+scenario: {{ model: {LLAMA[1]}, fleet: {{ gpu: H100 }}, engine: {{ max_model_len: 1000 }} }}
+closed_loop: {{ concurrency: 2, input_len: 1000, output_len: 5, warmup_requests: 3 }}
+aggregates: {{ tpot_s: {{ mean: 0.01 }} }}
+"""
+    (case,) = validated(case_file(tmp_path, text))["cases"]
+    assert case["metrics"].keys() == {"tpot_s"}
+    assert "the first 3 requests are left out (warm-up)" in case["notes"]
+    assert any("simulated requests are rejected, and left out" in note for note in case["notes"])
 
 
 # Overload, warm-up, clients that give up
@@ -428,6 +456,14 @@ def test_requests_that_the_client_would_have_given_up_are_left_out(tmp_path):
     assert len(one.simulated) == 4
     assert (one.simulated["e2e_s"] <= limit_s).all()
     assert any("4 requests that did not fail take longer" in note for note in one.notes)
+
+
+def test_cases_of_one_name_count_each(tmp_path):
+    one = validate_case(as_case(table(tmp_path, *GOOD)))
+    other = replace(one, metrics={"ttft_s": {"mean": {"measured": 1.0, "simulated": 4.0, "error": 3.0}}})
+    spread = errors_over([one, other])["ttft_s"]["mean"]
+    assert spread["cases"] == 2
+    assert spread["worst"] == 3
 
 
 # The client term
@@ -490,6 +526,12 @@ def test_without_a_term_its_share_is_missing(tmp_path):
     assert errors["nothing"] < 1e-9
     assert errors["client term"] > 0.05
     assert errors["asynchronous scheduling"] > 0.05
+
+
+def test_overloaded_cases_are_no_part_of_an_ablation(tmp_path):
+    calm = as_case(table(tmp_path, *GOOD))
+    rows = ablate([calm, as_case(tmp_path / "measured.csv", overloaded=True)])
+    assert {row["cases"] for row in rows} == {1}
 
 
 def test_ablation_on_the_command_line(tmp_path):
