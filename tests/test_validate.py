@@ -370,6 +370,7 @@ def test_columns_that_nobody_reads_are_told(tmp_path):
     rows = [f"{row},x,y" for row in GOOD]
     (case,) = validated("--measured", table(tmp_path, *rows, header=f"{HEADER},user,sucess"), *LLAMA)["cases"]
     assert "columns that were not read: user, sucess" in case["notes"]
+    assert any("the prefix cache never hits" in note for note in case["notes"])
 
 
 @pytest.mark.parametrize("length", ["nan", "1.5", "", "-3"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kavier.metrics.trust import NOTHING_SHARED
 from kavier.runner import Progress, Result, simulate
 from kavier.scenario import Scenario
 from kavier.validation.case import Case, NamedCase
@@ -43,16 +44,18 @@ def validate_case(
         fields = compare_aggregates(case.aggregates, result, Scored(warmup, overloaded=case.overloaded))
         fields["notes"] = (*([loop.note()] if loop else ()), *fields["notes"])
     trust = result.summary["trust"]
-    notes = (*filter(None, [case.note]), *fields.pop("notes"), _where_taken(named.scenario))
+    notes = (*filter(None, [case.note]), *fields.pop("notes"), *_assumed(named, trust["notes"]))
     return Comparison(case=named.name, of=named.of, level=trust["timing_level"], notes=notes, **fields)
 
 
-def _where_taken(scenario: Scenario) -> str:
-    return (
-        "simulated TTFT and E2E include an HTTP client's share"
-        if scenario.client == "http"
-        else "simulated latencies are in-engine"
-    )
+def _assumed(named: NamedCase, trust_notes: list[str]) -> Iterator[str]:
+    """What moves whole metrics when it is not so."""
+    if named.case.measured and NOTHING_SHARED in trust_notes:
+        yield NOTHING_SHARED
+    if named.scenario.client == "http":
+        yield "simulated TTFT and E2E include an HTTP client's share"
+    else:
+        yield "simulated latencies are in-engine"
 
 
 def measured_file(path: Path, scenario: Scenario, warmup: int) -> NamedCase:
