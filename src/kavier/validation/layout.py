@@ -103,6 +103,15 @@ class Chosen:
             values = values.cast(pl.Float64()) * spec.scale
         return values if spec.fill_by is None else self._filled(values, spec.fill_by)
 
+    def plain(self, rules: Mapping[str, Rule]) -> pl.DataFrame:
+        """Columns as the file gives them, all in one reading.
+
+        Raises:
+            InputError: A value that is not understood (row named).
+        """
+        frame = self.file.table(rules)
+        return frame if self.rows is None else frame[self.rows]
+
     def raw(self, name: str, rule: Rule) -> pl.Series:
         """A column as the file gives it.
 
@@ -112,8 +121,7 @@ class Chosen:
         if name not in self.file.columns:
             where, near = str(self.file.path), (name, self.file.columns)
             raise InputError(f"no column {name!r}", where=where, near=near)
-        values = self.file.table({name: rule})[name]
-        return values if self.rows is None else values.gather(self.rows)
+        return self.plain({name: rule})[name]
 
     def at(self, row: int, column: str) -> str:
         """How errors name a value of these rows."""

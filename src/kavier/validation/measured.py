@@ -123,7 +123,11 @@ def _columns(chosen: Chosen, section: Measured) -> pl.DataFrame:
                 where=str(chosen.file.path),
                 near=(name, chosen.file.columns),
             )
-    frame = pl.DataFrame([chosen.column(spec, _KNOWN[name]).alias(name) for name, spec in present.items()])
+    if section.columns:
+        parts = [chosen.column(spec, _KNOWN[name]).alias(name) for name, spec in present.items()]
+        frame = pl.DataFrame(parts)
+    else:
+        frame = chosen.plain({name: _KNOWN[name] for name in present})
     failed = pl.col("failed").fill_null(value=False) if "failed" in present else pl.lit(value=False)
     return frame.with_columns(failed.alias("failed"))
 
