@@ -1,14 +1,18 @@
 # make demo: set up, run the main job, show the result.   make test: set up, all tests.   make check: what CI adds.
+# make validate: all measured runs again, with ../shared/data, into docs/validation.md.
 PYTHON ?= python3
 BIN := .venv/bin
 TRACE ?=
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check validate format lock clean
 demo: .venv/ready
 	$(BIN)/kavier run examples/azure-conversation-hour.yaml --out runs/demo
 
 test: .venv/ready
 	$(BIN)/pytest -n 2
+
+validate: .venv/ready
+	$(BIN)/python docs/validate.py
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.random import default_rng
 
-from kavier.cli.run import _PATHS
+from kavier.cli.run import PATHS
 from kavier.ecosystem.vllm_versions import RULES, VersionRules
 from kavier.report.console import glossary, print_page
 from kavier.runner import simulate
@@ -100,7 +100,7 @@ def _child(field: Schema) -> str | None:
 
 def flags() -> str:
     """Which flag sets which key."""
-    rows = [f"| `--{name.replace('_', '-')}` | `{path}` |" for name, path in _PATHS.items()]
+    rows = [f"| `--{name.replace('_', '-')}` | `{path}` |" for name, path in PATHS.items()]
     return "\n".join(["| Flag | Key |", "|---|---|", *rows])
 
 

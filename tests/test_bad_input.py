@@ -571,7 +571,7 @@ def refused_scenario(text: str | bytes) -> str:
         (GOOD + "engine: " + "[" * 1500, "s.yaml: not valid YAML"),
         (GOOD.encode() + b"\xff", "s.yaml: cannot read the scenario"),
         (GOOD + "1: 2\n", "s.yaml: a key that is not text"),
-        (GOOD + "fleat: {}\n", "s.yaml: unknown key 'fleat'; did you mean fleet?"),
+        (GOOD + "fleat: {}\n", "s.yaml: unknown key 'fleat'; did you mean fleet"),
         (GOOD + "replicas: 3\n", "s.yaml: unknown key 'replicas'; expected fleet.replicas"),
         (GOOD + "engine: {max_num_seq: 3}\n", "unknown key 'engine.max_num_seq'; did you mean max_num_seqs"),
         (GOOD.replace("trace:", "trase:"), "unknown key 'workload.trase'; did you mean trace?"),

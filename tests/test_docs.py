@@ -28,6 +28,9 @@ TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:50.9951690,396,109
 2023-11-16 18:15:51.2224670,879,55
 """
+RUN = "arrival_s,prompt_tokens,output_tokens,ttft_s,e2e_s\n" + "".join(
+    f"{i / 2},{500 + i},{40 + i},0.05,{0.4 + i / 50}\n" for i in range(20)
+)
 
 
 def load_generator():
@@ -59,6 +62,7 @@ def desk(tmp_path, monkeypatch):
     """A working directory with what the documentation's commands name."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "my-trace.csv").write_text(TRACE)
+    (tmp_path / "my-run.csv").write_text(RUN)
     (tmp_path / "my-scenario.yaml").write_text(blocks(ROOT / "docs" / "scenario.md", "yaml")[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -82,7 +86,13 @@ def test_every_command_runs_as_it_is_written(command, desk, monkeypatch, capsys)
 
 
 def test_there_are_commands_of_each_kind():
-    assert {command.split()[1] for command in commands()} == {"run", "workload", "catalog", "explain"}
+    assert {command.split()[1] for command in commands()} == {
+        "run",
+        "workload",
+        "catalog",
+        "explain",
+        "validate",
+    }
 
 
 def test_make_demo_is_what_the_readme_says_and_its_scenario_is_sound():

@@ -149,7 +149,7 @@ def test_a_path_is_never_set_over_a_value() -> None:
             {"engine": {"max_model_len": "x"}},
             "engine.max_model_len: bad value (got 'x'); expected a valid integer or 'auto'",
         ),
-        ({"fleat": {}, "model": None}, "unknown key 'fleat'; did you mean fleet?"),
+        ({"fleat": {}, "model": None}, "unknown key 'fleat'; did you mean fleet"),
         ({"block_size": 1}, "unknown key 'block_size'; expected engine.block_size"),
         (
             {"workload": {"synthetic": {"arrivals": {"burstiness": 2}}}},

@@ -13,6 +13,7 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform, build_platform
 from kavier.errors import InputError
+from kavier.metrics.client import with_client
 from kavier.metrics.course import Course
 from kavier.metrics.latency import window, with_latencies
 from kavier.metrics.power import PowerModel, power_model
@@ -76,6 +77,7 @@ def simulate(
     scenario: Scenario | Mapping[str, Any] | str | Path,
     progress: Progress | None = None,
     *,
+    workload: Workload | None = None,
     router: Callable[..., Any] | None = None,
     scheduling_policy: Callable[..., Any] | None = None,
     timing: Callable[..., Any] | None = None,
@@ -86,6 +88,7 @@ def simulate(
     Args:
         scenario: What to simulate.
         progress: Told how far it is.
+        workload: Requests that are read already, in the place of those that the scenario names.
         router: A policy in Python (see `simulation.policy`) in the place of `fleet.router`.
         scheduling_policy: Likewise, of `engine.scheduling_policy`.
         timing: Likewise, of `timing`.
@@ -98,7 +101,7 @@ def simulate(
     """
     scenario = _as_scenario(scenario)
     platform = build_platform(scenario)
-    workload = load_workload(scenario)
+    workload = workload or load_workload(scenario)
     given = {"router": router, "scheduling_policy": scheduling_policy, "timing": timing}
     policies = policies_of(scenario, given)
     resolved = _resolve(scenario, platform, policies)
@@ -112,6 +115,8 @@ def simulate(
     timeline = run.timeline(keep_timeline or kept.append, origin_s)
     played, why = run.play(timeline, progress)
     requests = with_latencies(played.requests)
+    if scenario.client == "http":
+        requests = with_client(requests)
     window_s = window(requests, played.end_s)
     timeline.close(played.cells, window_s[1])
     facts = _facts(resolved, platform, played, window_s)

@@ -71,6 +71,9 @@ RouterName = Literal[
 ]
 
 
+ClientName = Literal["engine", "http"]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, and a key nobody knows is an error."""
 
@@ -359,6 +362,10 @@ class Scenario(Section):
         Literal["saturating", "additive", "constant"],
         Field(description="GPU power in a step: see docs/metrics.md"),
     ] = "saturating"
+    client: Annotated[
+        ClientName,
+        Field(description="where latencies are taken: in the engine, or by an HTTP client, some 7 ms later"),
+    ] = "engine"
     site: Site = Site()
     prices: Prices = Prices()
     slo: Slo = Slo()

@@ -33,6 +33,9 @@ def run(
     timing: Annotated[
         str | None, typer.Option(help="datasheet, or FILE.py:FUNCTION: seconds a step.  [datasheet]")
     ] = None,
+    client: Annotated[
+        str | None, typer.Option(help="Where latencies are taken: engine, or http: its client.  [engine]")
+    ] = None,
     region: Annotated[
         str | None, typer.Option(help="Grid region, see `kavier catalog regions`.  [WORLD]")
     ] = None,
@@ -135,8 +138,8 @@ def run(
     from kavier.report.files import summary_json
     from kavier.scenario import parse_scenario
 
-    tree = _tree(scenario, flags)
-    parsed = parse_scenario(tree, where=_where(scenario, flags))
+    tree = scenario_tree(scenario, flags)
+    parsed = parse_scenario(tree, where=origin(scenario, flags))
     show_log()
     result = _simulate(parsed, out)
     if json:
@@ -164,7 +167,7 @@ def _simulate(scenario: Scenario, out: Path | None) -> Result:
     return result
 
 
-def _where(scenario: Path | None, flags: dict[str, Any]) -> str:
+def origin(scenario: Path | None, flags: dict[str, Any]) -> str:
     """Where a wrong value may come from."""
     if scenario is None:
         return "command line"
@@ -172,7 +175,7 @@ def _where(scenario: Path | None, flags: dict[str, Any]) -> str:
     return str(scenario) if only_file else f"{scenario} with the flags"
 
 
-_PATHS = {
+PATHS = {
     "trace": "workload.trace",
     "format": "workload.format",
     "trace_block_size": "workload.block_tokens",
@@ -182,6 +185,7 @@ _PATHS = {
     "replicas": "fleet.replicas",
     "router": "fleet.router",
     "timing": "timing",
+    "client": "client",
     "region": "site.region",
     "seed": "seed",
 } | {
@@ -213,7 +217,7 @@ _LENGTHS = {"random_input_len": "prompt_tokens", "random_output_len": "output_to
 _LOAD_FLAGS = (*_LOAD_PATHS, *_LENGTHS, "random_range_ratio")
 
 
-def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+def scenario_tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     """The scenario's plain data: the file, then the flags, then --set."""
     from kavier.scenario_file import read_scenario_tree, set_path
 
@@ -227,7 +231,7 @@ def _tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
         for key in ("synthetic", "trace", "format"):  # --trace replaces what the file would serve
             workload.pop(key, None)
     _set_load(tree, {name: flags[name] for name in _LOAD_FLAGS if name in flags})
-    for name, path in _PATHS.items():
+    for name, path in PATHS.items():
         if name in flags:
             value = flags[name]
             set_path(tree, path, str(value) if isinstance(value, Path) else value)

@@ -10,6 +10,7 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform
 from kavier.ecosystem.vllm_versions import is_async, rules_of
+from kavier.metrics.client import client_note
 from kavier.metrics.power import PowerModel
 from kavier.scenario import Engine, Scenario, Synthetic
 from kavier.units import S_PER_HOUR
@@ -73,6 +74,7 @@ def trust(
         *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
+        client_note(scenario.client),
         *timing.assumptions(),
         power.expected_error(),
         "facility energy is GPU energy x PUE: hosts (CPU, DRAM, fans) are not modelled",

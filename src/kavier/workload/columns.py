@@ -17,11 +17,15 @@ At = Callable[[int, str], str]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Type and range of a column; with `non_negative`, a number below zero is an error."""
+    """Type and range of a column; with `non_negative`, a number below zero is an error.
+
+    With `finite`, NaN and the infinities are errors.
+    """
 
     dtype: pl.DataType
     nullable: bool = False
     non_negative: bool = True
+    finite: bool = True
 
 
 SECONDS = Rule(pl.Float64())
@@ -35,6 +39,7 @@ _NAMES = {
     pl.Float64(): "a number",
     pl.Int64(): "a whole number",
     pl.String(): "text",
+    pl.Boolean(): "true or false",
     _LISTS: "a list of whole numbers from 0 to 2^64 - 1",
 }
 _FAILURES = (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError)
@@ -54,7 +59,7 @@ def check_column(series: pl.Series, rule: Rule, at: At) -> pl.Series:
     cast = _cast(series, rule.dtype, at)
     if not rule.nullable:
         refuse(cast.is_null(), series, at, "no value", _wanted(rule))
-    if rule.dtype == pl.Float64():
+    if rule.dtype == pl.Float64() and rule.finite:
         refuse(~cast.is_finite(), series, at, "not a finite number", _wanted(rule))
     if rule.non_negative and rule.dtype.is_numeric():
         refuse(cast < 0, series, at, "negative value", _wanted(rule))
@@ -88,6 +93,7 @@ _JSON_DTYPES: tuple[tuple[set[type], pl.DataType], ...] = (
     ({int, float}, pl.Float64()),
     ({str}, pl.String()),
     ({list}, _LISTS),
+    ({bool}, pl.Boolean()),
 )
 
 
@@ -122,6 +128,8 @@ def _cast(series: pl.Series, dtype: pl.DataType, at: At) -> pl.Series:
         return _cast_lists(series, at)
     if series.dtype == dtype:
         return series
+    if dtype == pl.Boolean():
+        return _cast_flags(series, at)
     if series.dtype.is_nested() or series.dtype in (pl.Boolean, pl.Object, pl.Binary):
         raise InputError(f"values of type {series.dtype}", where=at(0, series.name), expected=_NAMES[dtype])
     cast = _cast_scalars(series, dtype)
@@ -138,6 +146,17 @@ def _cast_scalars(series: pl.Series, dtype: pl.DataType) -> pl.Series:
     whole = floats.set(~(floats == floats.floor()), None).cast(dtype, strict=False)
     exact = values.cast(dtype, strict=False) if values.dtype == pl.String else whole
     return exact.zip_with(exact.is_not_null(), whole)
+
+
+_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def _cast_flags(series: pl.Series, at: At) -> pl.Series:
+    """Truth values as CSV files write them."""
+    words = series.cast(pl.String(), strict=False).str.strip_chars().str.to_lowercase()
+    flags = words.replace_strict(_FLAGS, default=None, return_dtype=pl.Boolean())
+    refuse(flags.is_null() & series.is_not_null(), series, at, f"not {_NAMES[pl.Boolean()]}")
+    return flags
 
 
 def _cast_lists(series: pl.Series, at: At) -> pl.Series:
