@@ -21,7 +21,7 @@ from kavier.fitting.robust import Array, Fit, Number, fit, spread
 from kavier.fitting.tables import KernelTable, kernels_of
 from kavier.scenario import Engine
 from kavier.timing.attention import BLOCK_ROWS, AttentionWork, attention_work
-from kavier.timing.collectives import LARGE_BYTES
+from kavier.timing.collectives import KNOTS, Collective
 from kavier.timing.datasheet import graph_sizes
 from kavier.timing.gemm import gemm_roof
 from kavier.timing.moe import distinct_experts, expert_form
@@ -42,8 +42,9 @@ COLD_KV = 1.5
 GRAPHS = graph_sizes(512, 8192)
 """Rows that a step has after padding, up to the largest graph; no others are served."""
 
-GRAPH_LAUNCH_S = 30e-6
-"""A matrix multiplication that seems to take longer to start was measured outside of a CUDA graph."""
+MOST_LAUNCH_S = {"bf16": 30e-6, "fp8": 10e-6, "fp8_block": 30e-6}
+"""A multiplication that seems to take longer to start was measured outside of a CUDA graph, or together with
+kernels that quantise its input: those of fp8 with one scale a row vLLM's compiler fuses into the op before."""
 
 WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp4": 4.25 / 8, "int4": 4.125 / 8}
 THEIR_GEMM = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block"}
@@ -112,10 +113,8 @@ _PREFILL = {
 }
 _MIXED = {"mixed_rows": Number(64.0, 1.0, 256.0, "rows"), "empty_block_s": Number(5e-9, 1e-10, 1e-7, "s")}
 _COLLECTIVE = {
-    "latency_s": Number(5e-6, 1e-6, 1e-2, "s"),
-    "efficiency": Number(0.5, 0.005, 1.0),
-    "large_latency_s": Number(2e-5, 1e-6, 1e-2, "s"),
-    "large_efficiency": Number(0.5, 0.005, 1.0),
+    "latency_s": Number(5e-6, 1e-6, 1e-3, "s"),
+    **{f"share_{knot}": Number(0.3, 0.001, 1.0) for knot in KNOTS},
 }
 
 
@@ -183,14 +182,14 @@ def _best(
 ) -> tuple[_Tried, str] | str:
     """Of the kernels with many points the one that the form follows best, and the others' errors in words.
 
-    If there is none, why: too few points, or launches outside of a CUDA graph, which take long to start.
+    If there is none, why: too few points, or launches that are not served (`MOST_LAUNCH_S`).
     """
     tried = [_Tried(label, one(part), part) for label, part in kernels_of(rows) if len(part) >= least]
     if not tried:
         return f"{len(rows)} points, of no kernel as many as {least}"
     tried = [each for each in tried if each.found.values.get("launch_s", 0.0) <= most_launch_s]
     if not tried:
-        return f"all kernels seem to take over {most_launch_s:.0e} s to start: not measured in a CUDA graph"
+        return f"all kernels seem to take over {most_launch_s:.0e} s to start: no such launch is served"
     many = COVERAGE * max(len(each.rows) for each in tried)
     best = min((each for each in tried if len(each.rows) >= many), key=lambda each: each.miss)
     others = ", ".join(f"{each.label} {100 * each.miss:.1f} %" for each in tried if each is not best)
@@ -216,7 +215,7 @@ def fit_gemm(gpu: GpuSpec, table: KernelTable, kind: str) -> Group | Refused:
             measured, numbers,
         )  # fmt: skip
 
-    chosen = _best(rows, one, LEAST_POINTS, GRAPH_LAUNCH_S)
+    chosen = _best(rows, one, LEAST_POINTS, MOST_LAUNCH_S[kind])
     if isinstance(chosen, str):
         return Refused(name, _version_of(table), chosen)
     best, others = chosen
@@ -450,37 +449,32 @@ def _attention_s(
 
 
 def fit_all_reduce(gpu: GpuSpec, table: KernelTable) -> Iterator[Group | Refused]:
-    """Two straight lines for each number of GPUs, to vLLM's own all-reduce in a CUDA graph."""
+    """The form of `timing.collectives.Collective` for each number of GPUs, to vLLM's in a CUDA graph."""
     graphs = (pl.col("kernel") == "vLLM_custom_graph") & pl.col("elements").is_between(512, 2**27)
     rows = table.rows.filter(graphs)
     for degree in sorted(rows["gpus"].unique().to_list()):
-        chosen = _best(rows.filter(pl.col("gpus") == degree), partial(_fit_lines, gpu), 12)
+        chosen = _best(rows.filter(pl.col("gpus") == degree), partial(_fit_messages, gpu), 12)
         if isinstance(chosen, str):
             yield Refused(f"collectives.tp{degree}", _version_of(table), chosen)
             continue
         best, others = chosen
         message, measured = _columns(best.rows.sort("elements"), "elements", "time_s")
-        regimes = {"to 4 MiB": 2 * message <= LARGE_BYTES, "above": 2 * message > LARGE_BYTES}
+        regimes = {"to 4 MiB": 2 * message <= 2**22, "above": 2 * message > 2**22}
         source = _source(table, gpu, best) + others
         yield _group(
             f"collectives.tp{degree}", _version_of(table), best.found, _COLLECTIVE, source, measured, regimes
         )
 
 
-def _fit_lines(gpu: GpuSpec, rows: pl.DataFrame) -> Fit:
+def _fit_messages(gpu: GpuSpec, rows: pl.DataFrame) -> Fit:
     elements, measured = _columns(rows.sort("elements"), "elements", "time_s")
-    message = 2.0 * elements  # sizes are counted in elements of two bytes
-    large = message > LARGE_BYTES
-    small_fit, large_fit = (_line(gpu, message[part], measured[part]) for part in (~large, large))
-    values = {**small_fit.values, **{f"large_{name}": value for name, value in large_fit.values.items()}}
-    return Fit(values, np.concatenate([small_fit.errors, large_fit.errors]))
 
-
-def _line(gpu: GpuSpec, message_bytes: Array, measured_s: Array) -> Fit:
     def form(values: Mapping[str, float]) -> Any:
-        return values["latency_s"] + message_bytes / (gpu.interconnect_bytes_per_s * values["efficiency"])
+        shares = tuple(values[f"share_{knot}"] for knot in KNOTS)
+        # Sizes are counted in elements of two bytes.
+        return Collective(2.0, values["latency_s"], gpu.interconnect_bytes_per_s, shares).time_s(elements)
 
-    return fit(form, measured_s, {name: _COLLECTIVE[name] for name in ("latency_s", "efficiency")})
+    return fit(form, measured, _COLLECTIVE)
 
 
 def _version_of(table: KernelTable) -> str:

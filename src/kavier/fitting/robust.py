@@ -55,13 +55,13 @@ def fit(
         weights: Of each point, by which its error is multiplied.
 
     Raises:
-        InputError: Fewer than three points a number.
+        InputError: Fewer than two points a number.
     """
     from scipy.optimize import least_squares
 
-    if len(measured_s) < 3 * len(numbers):
+    if len(measured_s) < 2 * len(numbers):
         raise InputError(
-            f"{len(measured_s)} points for {len(numbers)} numbers", expected=f"at least {3 * len(numbers)}"
+            f"{len(measured_s)} points for {len(numbers)} numbers", expected=f"at least {2 * len(numbers)}"
         )
     names = list(numbers)
 
