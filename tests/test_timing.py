@@ -318,7 +318,7 @@ def test_larger_messages_never_take_less_on_any_measured_link():
     for name in measured_gpus():
         on = find_gpu(name)
         for degree in (2, 4, 8):
-            times = all_reduce(on, parameters_of(on), degree, 1).time_s(sizes)
+            times = np.asarray(all_reduce(on, parameters_of(on), degree, 1).time_s(sizes))
             assert np.all(np.diff(times) >= -1e-12 * times[1:]), (name, degree)
 
 

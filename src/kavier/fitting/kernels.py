@@ -44,7 +44,7 @@ GRAPHS = graph_sizes(512, 8192)
 
 MOST_LAUNCH_S = {"bf16": 30e-6, "fp8": 10e-6, "fp8_block": 30e-6}
 """A multiplication that seems to take longer to start was measured outside of a CUDA graph, or together with
-kernels that quantise its input: those of fp8 with one scale a row vLLM's compiler fuses into the op before."""
+kernels that quantise its input: with one scale a row vLLM's compiler fuses these into the op before."""
 
 WEIGHT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp4": 4.25 / 8, "int4": 4.125 / 8}
 THEIR_GEMM = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block"}

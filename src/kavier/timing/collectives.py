@@ -22,8 +22,8 @@ KNOTS = {
     "32m": 2**25,
     "256m": 2**28,
 }
-"""Bytes of a message at which the share of the link's bandwidth is known, by name. Between 256 and 512 KiB, and
-between 4 and 8 MiB, vLLM changes its way of reducing."""
+"""Bytes of a message at which the share of the link's bandwidth is known, by name. From 256 to 512 KiB, and
+from 4 to 8 MiB, vLLM changes its way of reducing."""
 
 
 @dataclass(frozen=True, slots=True)
