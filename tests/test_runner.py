@@ -489,7 +489,7 @@ def test_releases_differ():
 
 
 def test_the_level_of_the_step_times_is_named(busy):
-    assert busy.summary["trust"]["timing_level"] == "datasheet"
+    assert busy.summary["trust"]["timing_level"] == "kernels"
     assert any("power" in note for note in busy.summary["trust"]["notes"])
     assert len(busy.summary["trust"]["notes"]) == len(set(busy.summary["trust"]["notes"]))
 
@@ -578,3 +578,35 @@ def test_a_long_run_in_the_reference_engine_is_told_beforehand(caplog, requests,
     scenario = {"model": "meta-llama/Llama-3.1-8B", "fleet": {"gpu": "H100"}, "engine": {"kv_cache": False}}
     kavier.simulate({**scenario, "workload": {"synthetic": {**load, "arrivals": arrivals}}})
     assert ("kv_cache is off: the reference engine plays" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "complaint"),
+    [
+        (
+            "meta-llama/Llama-3.1-8B",
+            {"enable_expert_parallel": True},
+            "engine.enable_expert_parallel: .* has no experts",
+        ),
+        (
+            "meta-llama/Llama-3.1-8B",
+            {"data_parallel_size": 2},
+            "engine.data_parallel_size: .* fleet.replicas",
+        ),
+        (
+            "openai/gpt-oss-20b",
+            {"data_parallel_size": 2},
+            "fleet.replicas: .* a multiple of engine.data_parallel_size, 2",
+        ),
+    ],
+)
+def test_experts_are_shared_by_engines_that_exist_of_models_that_have_some(model, engine, complaint):
+    synthetic = {"num_prompts": 5}
+    scenario = {
+        "model": model,
+        "workload": {"synthetic": synthetic},
+        "fleet": {"gpu": "H100"},
+        "engine": engine,
+    }
+    with pytest.raises(InputError, match=complaint):
+        simulate(scenario)
