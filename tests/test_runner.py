@@ -609,4 +609,4 @@ def test_experts_are_shared_by_engines_that_exist_of_models_that_have_some(model
         "engine": engine,
     }
     with pytest.raises(InputError, match=complaint):
-        simulate(scenario)
+        kavier.simulate(scenario)
