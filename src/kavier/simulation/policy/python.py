@@ -63,7 +63,7 @@ class PythonTiming:
     def assumptions(self) -> list[str]:
         """For the trust notes."""
         return [
-            f"step time: {self._policy.name}, whose error nobody told; FLOPs, bytes and energy: datasheet",
+            f"step time: {self._policy.name}, whose error nobody told; FLOPs, bytes and energy: Kavier's",
         ]
 
     def refuse(self, work: Sequence[int]) -> None:
