@@ -255,7 +255,9 @@ class _Run:
             return simulate_compiled(
                 requests, scenario.engine, self.timing, sampling=sampling, **common
             ), None
-        played = simulate_reference(requests, scenario.engine, self.timing, max_concurrency=limit, **common)
+        played = simulate_reference(
+            requests, scenario.engine, self.timing, max_concurrency=limit, power=sampling.power, **common
+        )
         return with_sums(played, self._power, gpus, scenario.fleet.replicas, sampling), why
 
     def _uncompiled(self) -> str | None:

@@ -37,6 +37,7 @@ def with_sums(
         cells=sum_steps(steps, replicas, sampling),
         end_s=_end_s(steps),
         peak_used_blocks=int(steps["used_blocks"].max() or 0),  # type: ignore[arg-type]
+        asleep_s=_asleep_s(steps),
     )
 
 
@@ -76,6 +77,12 @@ def _sum_replica(steps: pl.DataFrame, sampling: Sampling, piece: int, give: Give
         )
         output.make_room()
     return output.rest()
+
+
+def _asleep_s(steps: pl.DataFrame) -> float:
+    """Time of steps without tokens."""
+    empty = steps.filter(pl.col("prefill_tokens") + pl.col("decodes") == 0)
+    return float(empty["duration_s"].sum())
 
 
 def _end_s(steps: pl.DataFrame) -> float | None:

@@ -7,12 +7,12 @@ tables with the same operations in the same order as `cost`, gets the same float
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 
 NO_WINDOW = 1 << 40
 """More tokens than any context, for layers without a sliding window."""
@@ -42,6 +42,36 @@ ATTENTION = np.dtype(
 """Fields of `attention.AttentionLayers` and of its `AttentionWork`."""
 
 
+class Shares(NamedTuple):
+    """Coefficients of `step.UnitCosts`. The bytes of weights and KV are those that the step is priced with.
+
+    Attributes:
+        step_s: Shared by all in the step, besides the bytes of weights.
+        prefill_s: FLOPs of a prefill token.
+        decode_s: FLOPs of a decode's token.
+        row_s: FLOPs of a sampled row.
+        context_s: A token of context, besides the bytes and FLOPs of attention.
+        byte_s: A byte read or written.
+        flop_s: A FLOP of attention.
+        token_bytes: Of a token's activations; they are among the bytes of `StepTables.body`.
+        row_bytes: Of a row's; among those of `StepTables.head`.
+    """
+
+    step_s: float
+    prefill_s: float
+    decode_s: float
+    row_s: float
+    context_s: float
+    byte_s: float
+    flop_s: float
+    token_bytes: float
+    row_bytes: float
+
+
+SHARES = np.dtype([(name, "f8") for name in Shares._fields], align=True)
+"""One `Shares`."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepTables:
     """The datasheet form: tables over tokens and sampled rows, and attention layers.
@@ -52,6 +82,7 @@ class StepTables:
         body_flops: FLOPs of a token.
         head_flops: FLOPs of a row.
         attention: ATTENTION, one row per kind of layer.
+        shares: How the energy of a step is shared out.
         function: Address of a C function (address of StepWork's numbers, 0) that tells the time instead;
             0 = none.
     """
@@ -61,6 +92,7 @@ class StepTables:
     body_flops: float
     head_flops: float
     attention: NDArray[Any]
+    shares: Shares
     function: int = 0
 
 
@@ -93,6 +125,21 @@ class AffineTiming:
         return StepCost(
             time_s, self.pair_flops * work.prefill_pairs, self.context_bytes * work.decode_context_tokens
         )
+
+    @property
+    def shares(self) -> Shares:
+        """Its own coefficients: a step's weight is its time."""
+        return Shares(
+            step_s=self.base_s, prefill_s=self.prefill_s, decode_s=self.decode_s, row_s=0.0,
+            context_s=self.context_s, byte_s=0.0, flop_s=0.0, token_bytes=0.0, row_bytes=0.0,
+        )  # fmt: skip
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:  # noqa: ARG002
+        """`base_s` is shared; the rest is everybody's own."""
+        return UnitCosts(
+            shared_s=self.base_s, prefill_s=self.prefill_s, decode_s=self.decode_s, row_s=0.0,
+            decode_context_s=self.context_s, pair_s=0.0, prefill_context_s=self.context_s, cached_s=0.0,
+        )  # fmt: skip
 
     def compiled(self) -> AffineTiming:
         """Itself: it is data already."""

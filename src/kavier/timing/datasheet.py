@@ -15,10 +15,11 @@ from kavier.ecosystem.vllm_versions import is_async
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers, has_mixed_penalty
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
-from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE, StepTables
-from kavier.timing.gemm import TokenOp, compute_dtype, is_datacenter_blackwell, memory_class
-from kavier.timing.linear import Rank, head_ops, layer_ops
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE, Shares, StepTables
+from kavier.timing.constants import CONSTANTS
+from kavier.timing.gemm import TokenOp, compute_dtype, gemm_roof, is_datacenter_blackwell, memory_class
+from kavier.timing.linear import Rank, Small, head_ops, layer_ops
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 
 LARGEST_GRAPH = 512
 LARGEST_GRAPH_ON_DATACENTER_BLACKWELL = 1024
@@ -51,6 +52,7 @@ class DatasheetTiming:
         self._head_flops = sum(count * op.flops_per_token for count, op in head)
         kinds = Counter(layer.attention for layer in model.layers)
         self._attention = [attention_layers(gpu, kind, engine, count) for kind, count in kinds.items()]
+        self._shares = self._make_shares(_activation_bytes(body), _activation_bytes(head))
 
     def cost(self, work: StepWork) -> StepCost:
         """Time, and FLOPs and bytes of the useful (unpadded) work, on one GPU."""
@@ -72,6 +74,40 @@ class DatasheetTiming:
             memory_bytes += kv_bytes
         return StepCost(time_s, flops, memory_bytes)
 
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        """Bytes and FLOPs over what the GPU reaches; those of weights are shared."""
+        shares, tokens, rows = self._shares, work.prefill_tokens + work.decodes, work.sampled
+        moved = self._body[tokens][1] - tokens * shares.token_bytes
+        moved += self._head[rows][1] - rows * shares.row_bytes
+        token_s = shares.byte_s * shares.token_bytes
+        attention = [
+            layers.unit_costs(work, byte_s=shares.byte_s, flop_s=shares.flop_s) for layers in self._attention
+        ]
+        return UnitCosts(
+            shares.step_s + shares.byte_s * moved,
+            shares.prefill_s + token_s,
+            shares.decode_s + token_s,
+            shares.row_s + shares.byte_s * shares.row_bytes,
+            *(sum(costs_s) for costs_s in zip(*attention, strict=True)),
+        )
+
+    def _make_shares(self, token_bytes: float, row_bytes: float) -> Shares:
+        """No host work is priced, so none is shared."""
+        gpu = self._gpu
+        roof = gemm_roof(gpu, self._model.weight_dtype)
+        token_s = self._body_flops / roof.flops_per_s
+        return Shares(
+            step_s=0.0,
+            prefill_s=token_s,
+            decode_s=token_s,
+            row_s=self._head_flops / roof.flops_per_s,
+            context_s=0.0,
+            byte_s=1.0 / roof.bytes_per_s,
+            flop_s=1.0 / (gpu.flops_per_s["bf16"] * CONSTANTS["attention.compute_efficiency"]),
+            token_bytes=token_bytes,
+            row_bytes=row_bytes,
+        )
+
     def compiled(self) -> StepTables:
         """Everything `cost` looks up or multiplies with, as arrays."""
         return StepTables(
@@ -80,6 +116,7 @@ class DatasheetTiming:
             body_flops=float(self._body_flops),
             head_flops=float(self._head_flops),
             attention=np.array([_attention_row(layers) for layers in self._attention], ATTENTION),
+            shares=self._shares,
         )
 
     def assumptions(self) -> list[str]:
@@ -114,6 +151,11 @@ class _Prices:
             time_s += count * op.time_s(padded)
             memory_bytes += count * op.memory_bytes(tokens)
         return time_s, memory_bytes
+
+
+def _activation_bytes(ops: Sequence[tuple[int, TokenOp]]) -> float:
+    """Of a token (or row): what is moved besides weights."""
+    return sum(count * op.bytes_per_token for count, op in ops if isinstance(op, Small))
 
 
 def _attention_row(layers: AttentionLayers) -> tuple[float, ...]:

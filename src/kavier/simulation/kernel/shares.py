@@ -1,0 +1,236 @@
+"""Compiled: the energy of a step, shared out among its requests. See `simulation.shares`.
+
+Nobody visits a decoding request when a step passes. With q the step's energy over its weight, a decode's
+share is q (equal part + token + row) + q (KV entry) (offset + tick + 1): its context. A replica sums up the
+first, `equal_j`, the factor of the context, `context_j`, and that factor times the ticks since it began to
+sum, `rising_j`. Out of these, what they come to for a slot's offset when it leaves, less what they came to when
+it joined, is its share of all steps between.
+
+Differences of large sums lose digits: so they begin anew when nobody decodes, and after `SETTLE` ticks.
+"""
+
+from __future__ import annotations
+
+from kavier.native.kit import FLOAT64, Integer, at
+from kavier.simulation.kernel.cost import decode_base, within_window
+from kavier.simulation.kernel.queues import listed, request_at, slot_at
+from kavier.simulation.kernel.records import AFFINE, COAST, DECODING
+from kavier.simulation.kernel.typed import (
+    Replica,
+    Request,
+    Settings,
+    Shares,
+    Slot,
+    Step,
+    compiled,
+    inlined,
+)
+from kavier.timing.compiled import ATTENTION, PRICE
+
+SETTLE = 1 << 12
+"""Ticks. Rounding of the sums is at most about SETTLE^2 / 2^53 of a token of context a step: 2e-9 of it."""
+
+
+@inlined
+def _begin_sums(r: Replica) -> None:
+    r.shared_at = r.tick
+    r.equal_j = r.context_j = r.rising_j = 0.0
+
+
+@inlined
+def _told(r: Replica, slot: Slot) -> float:
+    """What the sums come to for a decode."""
+    return r.equal_j + float(slot.offset + r.shared_at) * r.context_j + r.rising_j
+
+
+@inlined
+def join_shares(r: Replica, slot: Slot) -> None:
+    """A slot is about to decode."""
+    if r.num_decoding == 0:
+        _begin_sums(r)
+    slot.energy_j -= _told(r, slot)
+
+
+@inlined
+def leave_shares(r: Replica, slot: Slot) -> None:
+    """It decodes no more."""
+    slot.energy_j += _told(r, slot)
+
+
+@inlined
+def keep_energy(c: Settings, slot: Slot) -> None:
+    """A slot that does not decode is about to be left: its request takes its energy along."""
+    at(c.energies, c.num_requests, slot.request, FLOAT64).value += slot.energy_j
+
+
+@compiled
+def _settle(r: Replica, c: Settings) -> None:
+    s = r.first_running + 0
+    while s >= 0:
+        slot = slot_at(r, c, s)
+        if slot.state == DECODING:
+            leave_shares(r, slot)
+        s = slot.next + 0
+    _begin_sums(r)
+
+
+@inlined
+def next_settling(r: Replica) -> Integer:
+    """The tick when the sums begin anew."""
+    return r.shared_at + SETTLE
+
+
+@inlined
+def settle_shares(r: Replica, c: Settings) -> None:
+    """Begin the sums anew when it is time: always at the same tick, so that results stay the same."""
+    if r.tick >= next_settling(r):
+        _settle(r, c)
+
+
+# --- Steps of nothing but decodes ---------------------------------------------------------------------------
+
+
+@inlined
+def begin_coast(r: Replica, c: Settings, decodes: Integer, flops: float, moved: float) -> None:
+    """Note what steps of so many decodes and nothing else have in common: see `decode_base`."""
+    coast, h = at(r.coast, 1, 0, COAST), c.shares
+    coast.decodes, coast.base_flops, coast.base_bytes = decodes, flops, moved
+    coast.base_weight_s = h.step_s + h.byte_s * moved + decodes * (h.decode_s + h.row_s)
+
+
+@inlined
+def share_coasted(r: Replica, c: Settings, count: Integer, tick: Integer) -> None:
+    """Add the first coasted steps, the last of which has this tick, to the sums.
+
+    What a step weighs beyond its base is the part of the KV entries. Step by step, so that the sums do not
+    depend on how many are coasted at once.
+    """
+    coast, h = at(r.coast, 1, 0, COAST), c.shares
+    context_s, flop_s, byte_s = h.context_s, h.flop_s, h.byte_s
+    flops, moved, weight_s = coast.base_flops, coast.base_bytes, coast.base_weight_s
+    each_s = weight_s / coast.decodes
+    for i in range(count):
+        context = coast.context[i]
+        kv_s = context_s * context + flop_s * (coast.flops[i] - flops) + byte_s * (coast.bytes[i] - moved)
+        part = coast.energy_j[i] / ((weight_s + kv_s) * context)
+        coast.equal_j[i] = part * context * each_s
+        coast.context_j[i] = part * kv_s
+    equal_j, context_j, rising_j = r.equal_j, r.context_j, r.rising_j
+    ticks = float(tick - r.shared_at - count + 2)
+    for i in range(count):
+        equal_j += coast.equal_j[i]
+        context_j += coast.context_j[i]
+        rising_j += coast.context_j[i] * ticks
+        ticks += 1.0
+    r.equal_j, r.context_j, r.rising_j = equal_j, context_j, rising_j
+
+
+@inlined
+def share_one(r: Replica, c: Settings, tick: Integer) -> None:
+    """Likewise, add the last step, while none is coasted."""
+    coast, s = at(r.coast, 1, 0, COAST), r.step
+    coast.energy_j[0], coast.flops[0], coast.bytes[0] = s.energy_j, s.flops, s.bytes
+    coast.context[0] = s.decode_context_tokens
+    share_coasted(r, c, 1, tick)
+
+
+# --- Steps with prefills ------------------------------------------------------------------------------------
+
+
+@inlined
+def is_decode(request: Request, computed: Integer, chunk: Integer) -> bool:
+    """`scheduler.Scheduled.is_decode`: even if the token was lost before."""
+    return chunk == 1 and computed >= request.prompt_tokens
+
+
+@inlined
+def pairs_of(computed: Integer, chunk: Integer) -> Integer:
+    """(query, key) pairs of a prefill."""
+    return chunk * computed + chunk * (chunk + 1) // 2
+
+
+@inlined
+def _shared_s(c: Settings, h: Shares, s: Step) -> float:
+    """`UnitCosts.shared_s`."""
+    if c.timing == AFFINE:
+        return h.step_s
+    tokens = s.prefill_tokens + s.decodes
+    moved = at(c.body, c.num_body, tokens, PRICE).bytes - tokens * h.token_bytes
+    moved += at(c.head, c.num_head, s.sampled, PRICE).bytes - s.sampled * h.row_bytes
+    return h.step_s + h.byte_s * moved
+
+
+@inlined
+def _per(cost_s: float, count: Integer) -> float:
+    return cost_s / count if count else 0.0
+
+
+@inlined
+def _unit_costs(c: Settings, s: Step) -> tuple[float, float, float, float, float, float, float, float]:
+    """`timing.step.UnitCosts`."""
+    h = c.shares
+    decode_context_s = pair_s = context_s = cached_s = 0.0
+    tokens = s.prefill_tokens
+    for i in range(c.num_attention):
+        a = at(c.attention, c.num_attention, i, ATTENTION)
+        read, pairs, context = within_window(a, s)
+        decode_context_s += a.layers * (read * (a.kv_bytes * h.byte_s + a.decode_flops * h.flop_s))
+        pair_s += a.layers * (pairs * a.pair_flops * h.flop_s)
+        context_s += a.layers * (context * a.kv_bytes * h.byte_s)
+        cached_s += a.layers * ((context - tokens) * a.expand_flops * h.flop_s)
+    return (
+        _shared_s(c, h, s),
+        h.prefill_s + h.byte_s * h.token_bytes,
+        h.decode_s + h.byte_s * h.token_bytes,
+        h.row_s + h.byte_s * h.row_bytes,
+        h.context_s + _per(decode_context_s, s.decode_context_tokens),
+        _per(pair_s, s.prefill_pairs),
+        h.context_s + _per(context_s, s.prefill_context_tokens),
+        _per(cached_s, s.prefill_context_tokens - tokens),
+    )
+
+
+@compiled
+def _share_mixed(r: Replica, c: Settings) -> None:
+    """Prefills are given their shares at once."""
+    step, begun = r.step, r.num_prefilling + 0
+    shared_s, prefill_s, decode_s, row_s, kv_s, pair_s, context_s, cached_s = _unit_costs(c, step)
+    weight_s = shared_s + step.prefill_tokens * prefill_s + step.decodes * decode_s + step.sampled * row_s
+    weight_s += step.decode_context_tokens * kv_s + step.prefill_pairs * pair_s
+    weight_s += step.prefill_context_tokens * context_s
+    weight_s += (step.prefill_context_tokens - step.prefill_tokens) * cached_s
+    if weight_s <= 0.0:
+        return  # it takes no time, and no energy
+    part = step.energy_j / weight_s
+    equal_s = shared_s / (step.prefills + step.decodes)
+    for i in range(begun + r.num_sampling):
+        samples = i >= begun
+        s = listed(r.sampling, c, i - begun).value if samples else listed(r.prefilling, c, i).value
+        slot = slot_at(r, c, s)
+        after, chunk = slot.computed + 0, slot.chunk + 0
+        computed = after - chunk
+        if chunk == 0:
+            continue
+        own_s = row_s if samples else 0.0
+        if is_decode(request_at(c, slot.request), computed, chunk):
+            own_s += decode_s + after * kv_s
+        else:
+            own_s += chunk * prefill_s + pairs_of(computed, chunk) * pair_s
+            own_s += after * context_s + computed * cached_s
+        slot.energy_j += part * (equal_s + own_s)
+    context_j = part * kv_s
+    r.equal_j += part * (equal_s + decode_s + row_s)
+    r.context_j += context_j
+    r.rising_j += context_j * float(r.tick - r.shared_at + 1)
+
+
+@inlined
+def share_step(r: Replica, c: Settings) -> None:
+    """Share out the last step, which is priced; its tick has not passed yet."""
+    step = r.step
+    if step.prefills or step.decodes > r.num_decoding:
+        _share_mixed(r, c)
+    elif step.energy_j > 0.0:
+        _, flops, moved = decode_base(c, r.num_decoding)
+        begin_coast(r, c, r.num_decoding, flops, moved)
+        share_one(r, c, r.tick)
