@@ -276,6 +276,7 @@ def _facts(
         peak_used_blocks=played.peak_used_blocks,
         replicas=scenario.fleet.replicas,
         gpus_per_replica=gpus,
+        asleep_j=played.asleep_s * platform.gpu.loaded_idle_w * gpus,
         peak_flops_per_s=platform.gpu.flops_per_s[dtype],
         peak_bytes_per_s=platform.gpu.bandwidth_bytes_per_s,
         kv_blocks=played.kv_blocks,

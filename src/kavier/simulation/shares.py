@@ -1,8 +1,8 @@
 """Whose energy it is: that of each step, shared out among the requests that take part in it.
 
-Request r of a step with n requests weighs c_r = shared_s / n + its own cost, in seconds of `timing.step.UnitCosts`,
-and is given the step's energy times c_r / sum(c). An equal part of what is there as soon as anybody is (weights
-read) is what the Shapley value gives, each request's mean added energy over all orders of joining the step.
+Request r of a step with n requests weighs c_r = shared_s / n + its own cost, in seconds (`UnitCosts`), and is
+given the step's energy times c_r / sum(c). What is there as soon as anybody is, as weights that are read, is
+split equally: so does the Shapley value, each request's mean added energy over all orders of joining.
 
 What a preemption throws away was the request's own, and so is what it computes again. A prefix found in the
 cache costs its reading only: who computed it has paid.
@@ -29,7 +29,8 @@ class Sharing:
 
     def __init__(self, timing: StepTimeModel, power: NDArray[Any]) -> None:
         self._timing = timing
-        self._floor_w, self._span_w, self._per_flop, self._per_byte, self._gpus = power[0].tolist()
+        numbers: tuple[float, ...] = power[0].tolist()
+        self._floor_w, self._span_w, self._per_flop, self._per_byte, self._gpus = numbers
 
     def add(self, step: Step, cost: StepCost) -> None:
         """Share out the energy of a step with tokens."""

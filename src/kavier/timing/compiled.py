@@ -43,29 +43,37 @@ ATTENTION = np.dtype(
 
 
 class Shares(NamedTuple):
-    """Coefficients of `step.UnitCosts`. The bytes of weights and KV are those that the step is priced with.
+    """Coefficients of `step.UnitCosts`.
 
     Attributes:
         step_s: Shared by all in the step, besides the bytes of weights.
-        prefill_s: FLOPs of a prefill token.
-        decode_s: FLOPs of a decode's token.
-        row_s: FLOPs of a sampled row.
-        context_s: A token of context, besides the bytes and FLOPs of attention.
-        byte_s: A byte read or written.
+        byte_s: A byte read or written: of weights, those that `StepTables` prices the step with.
         flop_s: A FLOP of attention.
-        token_bytes: Of a token's activations; they are among the bytes of `StepTables.body`.
-        row_bytes: Of a row's; among those of `StepTables.head`.
+        token_bytes_s: Of a token's activations, which are among the bytes of `StepTables.body`.
+        row_bytes_s: Of a row's, among those of `StepTables.head`.
+        context_s: A token of context, besides the bytes and FLOPs of attention.
+        prefill_s: As in `UnitCosts`.
+        decode_s: Likewise.
+        row_s: Likewise.
+        decode_context_s: Likewise, but without layers that have a window.
+        pair_s: Likewise.
+        prefill_context_s: Likewise.
+        cached_s: Likewise.
     """
 
     step_s: float
+    byte_s: float
+    flop_s: float
+    token_bytes_s: float
+    row_bytes_s: float
+    context_s: float
     prefill_s: float
     decode_s: float
     row_s: float
-    context_s: float
-    byte_s: float
-    flop_s: float
-    token_bytes: float
-    row_bytes: float
+    decode_context_s: float
+    pair_s: float
+    prefill_context_s: float
+    cached_s: float
 
 
 SHARES = np.dtype([(name, "f8") for name in Shares._fields], align=True)
@@ -129,10 +137,8 @@ class AffineTiming:
     @property
     def shares(self) -> Shares:
         """Its own coefficients: a step's weight is its time."""
-        return Shares(
-            step_s=self.base_s, prefill_s=self.prefill_s, decode_s=self.decode_s, row_s=0.0,
-            context_s=self.context_s, byte_s=0.0, flop_s=0.0, token_bytes=0.0, row_bytes=0.0,
-        )  # fmt: skip
+        _, *own_s = self.unit_costs(StepWork())
+        return Shares(self.base_s, 0.0, 0.0, 0.0, 0.0, self.context_s, *own_s)
 
     def unit_costs(self, work: StepWork) -> UnitCosts:  # noqa: ARG002
         """`base_s` is shared; the rest is everybody's own."""

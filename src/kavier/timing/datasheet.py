@@ -77,35 +77,35 @@ class DatasheetTiming:
     def unit_costs(self, work: StepWork) -> UnitCosts:
         """Bytes and FLOPs over what the GPU reaches; those of weights are shared."""
         shares, tokens, rows = self._shares, work.prefill_tokens + work.decodes, work.sampled
-        moved = self._body[tokens][1] - tokens * shares.token_bytes
-        moved += self._head[rows][1] - rows * shares.row_bytes
-        token_s = shares.byte_s * shares.token_bytes
-        attention = [
-            layers.unit_costs(work, byte_s=shares.byte_s, flop_s=shares.flop_s) for layers in self._attention
-        ]
-        return UnitCosts(
-            shares.step_s + shares.byte_s * moved,
-            shares.prefill_s + token_s,
-            shares.decode_s + token_s,
-            shares.row_s + shares.byte_s * shares.row_bytes,
-            *(sum(costs_s) for costs_s in zip(*attention, strict=True)),
-        )
+        shared_s = shares.byte_s * self._body[tokens][1] - tokens * shares.token_bytes_s
+        shared_s += shares.byte_s * self._head[rows][1] - rows * shares.row_bytes_s
+        attention = _attention_costs(self._attention, work, shares.byte_s, shares.flop_s)
+        return UnitCosts(shared_s, shares.prefill_s, shares.decode_s, shares.row_s, *attention)
 
     def _make_shares(self, token_bytes: float, row_bytes: float) -> Shares:
         """No host work is priced, so none is shared."""
-        gpu = self._gpu
-        roof = gemm_roof(gpu, self._model.weight_dtype)
-        token_s = self._body_flops / roof.flops_per_s
+        roof = gemm_roof(self._gpu, self._model.weight_dtype)
+        byte_s = 1.0 / roof.bytes_per_s
+        flop_s = 1.0 / (self._gpu.flops_per_s["bf16"] * CONSTANTS["attention.compute_efficiency"])
+        token_s = self._body_flops / roof.flops_per_s + byte_s * token_bytes
+        unlimited = [layers for layers in self._attention if layers.window is None]
+        decode_context_s, pair_s, prefill_context_s, cached_s = _attention_costs(
+            unlimited, StepWork(1, 1, 1, 2, 1, 1, 1), byte_s, flop_s
+        )
         return Shares(
             step_s=0.0,
+            byte_s=byte_s,
+            flop_s=flop_s,
+            token_bytes_s=byte_s * token_bytes,
+            row_bytes_s=byte_s * row_bytes,
+            context_s=0.0,
             prefill_s=token_s,
             decode_s=token_s,
-            row_s=self._head_flops / roof.flops_per_s,
-            context_s=0.0,
-            byte_s=1.0 / roof.bytes_per_s,
-            flop_s=1.0 / (gpu.flops_per_s["bf16"] * CONSTANTS["attention.compute_efficiency"]),
-            token_bytes=token_bytes,
-            row_bytes=row_bytes,
+            row_s=self._head_flops / roof.flops_per_s + byte_s * row_bytes,
+            decode_context_s=decode_context_s,
+            pair_s=pair_s,
+            prefill_context_s=prefill_context_s,
+            cached_s=cached_s,
         )
 
     def compiled(self) -> StepTables:
@@ -156,6 +156,17 @@ class _Prices:
 def _activation_bytes(ops: Sequence[tuple[int, TokenOp]]) -> float:
     """Of a token (or row): what is moved besides weights."""
     return sum(count * op.bytes_per_token for count, op in ops if isinstance(op, Small))
+
+
+def _attention_costs(
+    attention: Sequence[AttentionLayers], work: StepWork, byte_s: float, flop_s: float
+) -> tuple[float, float, float, float]:
+    """The last four of `UnitCosts`."""
+    costs_s = [layers.unit_costs(work, byte_s=byte_s, flop_s=flop_s) for layers in attention]
+    decode_context_s, pair_s, prefill_context_s, cached_s = (
+        sum(column) for column in zip(*costs_s, (0.0,) * 4, strict=True)
+    )
+    return decode_context_s, pair_s, prefill_context_s, cached_s
 
 
 def _attention_row(layers: AttentionLayers) -> tuple[float, ...]:

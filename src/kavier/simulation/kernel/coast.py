@@ -11,7 +11,7 @@ from kavier.simulation.kernel.blocks import allocate
 from kavier.simulation.kernel.cost import decode_base, decode_cost, energy_j
 from kavier.simulation.kernel.queues import next_finish
 from kavier.simulation.kernel.records import COAST, COASTED
-from kavier.simulation.kernel.shares import begin_coast, next_settling, share_coasted, share_one
+from kavier.simulation.kernel.shares import begin_coast, next_settling, rise, share_decodes, weigh_coasted
 from kavier.simulation.kernel.timeline import accumulate, count_gap, count_gaps, has_room, last_cell, log_step
 from kavier.simulation.kernel.typed import Replica, Settings, compiled, inlined
 
@@ -21,6 +21,31 @@ def _coasted(r: Replica) -> Record:
     return at(r.coast, 1, 0, COAST)
 
 
+@inlined
+def _sum_coasted(r: Replica, ticks: float) -> None:
+    """Add what steps spread over their durations, and their shares: step by step, in local variables."""
+    coast, cell, running, waiting = _coasted(r), last_cell(r.timeline), r.step.running, r.step.waiting
+    busy_s, running_s, waiting_s, block_s = cell.busy_s, cell.running, cell.waiting, cell.used_blocks
+    flops, moved, spent_j = cell.flops, cell.bytes, cell.energy_j
+    equal_j, context_j, rising_j = r.equal_j, r.context_j, r.rising_j
+    for i in range(coast.count):
+        took_s, factor_j = coast.duration_s[i], coast.context_j[i]
+        busy_s += took_s
+        running_s += running * took_s
+        waiting_s += waiting * took_s
+        block_s += coast.used_blocks[i] * took_s
+        flops += coast.flops[i]
+        moved += coast.bytes[i]
+        spent_j += coast.energy_j[i]
+        equal_j += coast.equal_j[i]
+        context_j += factor_j
+        rising_j += factor_j * ticks
+        ticks += 1.0
+    cell.busy_s, cell.running, cell.waiting, cell.used_blocks = busy_s, running_s, waiting_s, block_s
+    cell.flops, cell.bytes, cell.energy_j = flops, moved, spent_j
+    r.equal_j, r.context_j, r.rising_j = equal_j, context_j, rising_j
+
+
 @compiled
 def _add_coasted(r: Replica, c: Settings, tick: Integer) -> None:
     """Add the coasted steps to the cell in which they lie, as `accumulate` adds one, and count their gaps.
@@ -28,19 +53,13 @@ def _add_coasted(r: Replica, c: Settings, tick: Integer) -> None:
     tick: Of the last of them.
     """
     coast, p = _coasted(r), c.power
+    if coast.count == 0:
+        return
     for i in range(coast.count):
         coast.energy_j[i] = energy_j(p, coast.flops[i], coast.bytes[i], coast.duration_s[i])
-    cell, running, waiting = last_cell(r.timeline), r.step.running, r.step.waiting
-    for i in range(coast.count):
-        busy_s = coast.duration_s[i]
-        cell.busy_s += busy_s
-        cell.running += running * busy_s
-        cell.waiting += waiting * busy_s
-        cell.used_blocks += coast.used_blocks[i] * busy_s
-        cell.flops += coast.flops[i]
-        cell.bytes += coast.bytes[i]
-        cell.energy_j += coast.energy_j[i]
-    share_coasted(r, c, coast.count, tick)
+    weigh_coasted(r, c, coast.count)
+    _sum_coasted(r, rise(r, tick - coast.count + 1))
+    cell = last_cell(r.timeline)
     count_gaps(r, coast, r.num_decoding)
     cell.steps += coast.count
     cell.decodes += coast.count * r.num_decoding
@@ -70,7 +89,7 @@ def _add_crossing(
     s.duration_s, s.flops, s.bytes = took_s, flops, moved
     s.energy_j = energy_j(c.power, flops, moved, took_s)
     s.decode_context_tokens, s.used_blocks = context, c.num_usable - r.num_free
-    share_one(r, c, tick)
+    share_decodes(r, c, tick)
     accumulate(r.timeline, s)
     if c.logging:
         log_step(r)

@@ -1,12 +1,12 @@
 """Compiled: the energy of a step, shared out among its requests. See `simulation.shares`.
 
-Nobody visits a decoding request when a step passes. With q the step's energy over its weight, a decode's
-share is q (equal part + token + row) + q (KV entry) (offset + tick + 1): its context. A replica sums up the
-first, `equal_j`, the factor of the context, `context_j`, and that factor times the ticks since it began to
-sum, `rising_j`. Out of these, what they come to for a slot's offset when it leaves, less what they came to when
-it joined, is its share of all steps between.
+Nobody visits a decoding request when a step passes. What a step gives a decode is the same for all, but for
+its context, offset + tick + 1. So a replica sums up, over the steps since some tick, what every decode gets
+(`equal_j`), what it gets a token of context (`context_j`), and that times the ticks gone by (`rising_j`).
+What these come to for a slot's offset when it leaves, less what they came to when it joined, is its share of
+all steps between.
 
-Differences of large sums lose digits: so they begin anew when nobody decodes, and after `SETTLE` ticks.
+Differences of large sums lose digits: the sums begin anew when nobody decodes, and after `SETTLE` ticks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from kavier.simulation.kernel.typed import (
     Replica,
     Request,
     Settings,
-    Shares,
     Slot,
     Step,
     compiled,
     inlined,
 )
-from kavier.timing.compiled import ATTENTION, PRICE
+from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE
 
 SETTLE = 1 << 12
 """Ticks. Rounding of the sums is at most about SETTLE^2 / 2^53 of a token of context a step: 2e-9 of it."""
@@ -95,43 +94,45 @@ def begin_coast(r: Replica, c: Settings, decodes: Integer, flops: float, moved: 
     """Note what steps of so many decodes and nothing else have in common: see `decode_base`."""
     coast, h = at(r.coast, 1, 0, COAST), c.shares
     coast.decodes, coast.base_flops, coast.base_bytes = decodes, flops, moved
-    coast.base_weight_s = h.step_s + h.byte_s * moved + decodes * (h.decode_s + h.row_s)
+    each_s = h.decode_s + h.row_s - h.token_bytes_s - h.row_bytes_s
+    coast.base_weight_s = h.step_s + h.byte_s * moved + decodes * each_s
 
 
 @inlined
-def share_coasted(r: Replica, c: Settings, count: Integer, tick: Integer) -> None:
-    """Add the first coasted steps, the last of which has this tick, to the sums.
+def weigh_coasted(r: Replica, c: Settings, count: Integer) -> None:
+    """J of a decode, and of a token of its context, in each of the first coasted steps.
 
-    What a step weighs beyond its base is the part of the KV entries. Step by step, so that the sums do not
-    depend on how many are coasted at once.
+    What a step weighs beyond its base is the part of the KV entries. Its energy comes in last: it is known
+    last.
     """
     coast, h = at(r.coast, 1, 0, COAST), c.shares
     context_s, flop_s, byte_s = h.context_s, h.flop_s, h.byte_s
     flops, moved, weight_s = coast.base_flops, coast.base_bytes, coast.base_weight_s
-    each_s = weight_s / coast.decodes
+    decodes = float(coast.decodes)
     for i in range(count):
         context = coast.context[i]
         kv_s = context_s * context + flop_s * (coast.flops[i] - flops) + byte_s * (coast.bytes[i] - moved)
-        part = coast.energy_j[i] / ((weight_s + kv_s) * context)
-        coast.equal_j[i] = part * context * each_s
-        coast.context_j[i] = part * kv_s
-    equal_j, context_j, rising_j = r.equal_j, r.context_j, r.rising_j
-    ticks = float(tick - r.shared_at - count + 2)
-    for i in range(count):
-        equal_j += coast.equal_j[i]
-        context_j += coast.context_j[i]
-        rising_j += coast.context_j[i] * ticks
-        ticks += 1.0
-    r.equal_j, r.context_j, r.rising_j = equal_j, context_j, rising_j
+        part = 1.0 / ((weight_s + kv_s) * (context * decodes))
+        coast.equal_j[i] = coast.energy_j[i] * (part * context * weight_s)
+        coast.context_j[i] = coast.energy_j[i] * (part * decodes * kv_s)
 
 
 @inlined
-def share_one(r: Replica, c: Settings, tick: Integer) -> None:
-    """Likewise, add the last step, while none is coasted."""
+def rise(r: Replica, tick: Integer) -> float:
+    """Ticks up to a step of this tick and its own, since the sums began."""
+    return float(tick - r.shared_at + 1)
+
+
+@inlined
+def share_decodes(r: Replica, c: Settings, tick: Integer) -> None:
+    """Add the last step to the sums, while none is coasted."""
     coast, s = at(r.coast, 1, 0, COAST), r.step
     coast.energy_j[0], coast.flops[0], coast.bytes[0] = s.energy_j, s.flops, s.bytes
     coast.context[0] = s.decode_context_tokens
-    share_coasted(r, c, 1, tick)
+    weigh_coasted(r, c, 1)
+    r.equal_j += coast.equal_j[0]
+    r.context_j += coast.context_j[0]
+    r.rising_j += coast.context_j[0] * rise(r, tick)
 
 
 # --- Steps with prefills ------------------------------------------------------------------------------------
@@ -150,14 +151,14 @@ def pairs_of(computed: Integer, chunk: Integer) -> Integer:
 
 
 @inlined
-def _shared_s(c: Settings, h: Shares, s: Step) -> float:
+def _shared_s(c: Settings, s: Step) -> float:
     """`UnitCosts.shared_s`."""
+    h = c.shares
     if c.timing == AFFINE:
         return h.step_s
     tokens = s.prefill_tokens + s.decodes
-    moved = at(c.body, c.num_body, tokens, PRICE).bytes - tokens * h.token_bytes
-    moved += at(c.head, c.num_head, s.sampled, PRICE).bytes - s.sampled * h.row_bytes
-    return h.step_s + h.byte_s * moved
+    moved = at(c.body, c.num_body, tokens, PRICE).bytes + at(c.head, c.num_head, s.sampled, PRICE).bytes
+    return h.step_s + h.byte_s * moved - tokens * h.token_bytes_s - s.sampled * h.row_bytes_s
 
 
 @inlined
@@ -166,42 +167,38 @@ def _per(cost_s: float, count: Integer) -> float:
 
 
 @inlined
-def _unit_costs(c: Settings, s: Step) -> tuple[float, float, float, float, float, float, float, float]:
-    """`timing.step.UnitCosts`."""
+def _attention_costs(c: Settings, s: Step) -> tuple[float, float, float, float]:
+    """The last four of `UnitCosts`."""
     h = c.shares
-    decode_context_s = pair_s = context_s = cached_s = 0.0
-    tokens = s.prefill_tokens
+    kv_s, pair_s, context_s, cached_s = h.decode_context_s, h.pair_s, h.prefill_context_s, h.cached_s
     for i in range(c.num_attention):
         a = at(c.attention, c.num_attention, i, ATTENTION)
-        read, pairs, context = within_window(a, s)
-        decode_context_s += a.layers * (read * (a.kv_bytes * h.byte_s + a.decode_flops * h.flop_s))
-        pair_s += a.layers * (pairs * a.pair_flops * h.flop_s)
-        context_s += a.layers * (context * a.kv_bytes * h.byte_s)
-        cached_s += a.layers * ((context - tokens) * a.expand_flops * h.flop_s)
-    return (
-        _shared_s(c, h, s),
-        h.prefill_s + h.byte_s * h.token_bytes,
-        h.decode_s + h.byte_s * h.token_bytes,
-        h.row_s + h.byte_s * h.row_bytes,
-        h.context_s + _per(decode_context_s, s.decode_context_tokens),
-        _per(pair_s, s.prefill_pairs),
-        h.context_s + _per(context_s, s.prefill_context_tokens),
-        _per(cached_s, s.prefill_context_tokens - tokens),
-    )
+        if a.window < NO_WINDOW:
+            read, pairs, context = within_window(a, s)
+            kv_s += _per(
+                read * (a.layers * (a.kv_bytes * h.byte_s + a.decode_flops * h.flop_s)),
+                s.decode_context_tokens,
+            )
+            pair_s += _per(pairs * (a.layers * a.pair_flops * h.flop_s), s.prefill_pairs)
+            context_s += _per(context * (a.layers * a.kv_bytes * h.byte_s), s.prefill_context_tokens)
+            expanded_s = (context - s.prefill_tokens) * (a.layers * a.expand_flops * h.flop_s)
+            cached_s += _per(expanded_s, s.prefill_context_tokens - s.prefill_tokens)
+    return kv_s, pair_s, context_s, cached_s
 
 
 @compiled
 def _share_mixed(r: Replica, c: Settings) -> None:
     """Prefills are given their shares at once."""
-    step, begun = r.step, r.num_prefilling + 0
-    shared_s, prefill_s, decode_s, row_s, kv_s, pair_s, context_s, cached_s = _unit_costs(c, step)
+    step, begun, h = r.step, r.num_prefilling + 0, c.shares
+    shared_s, prefill_s, decode_s, row_s = _shared_s(c, step), h.prefill_s, h.decode_s, h.row_s
+    kv_s, pair_s, context_s, cached_s = _attention_costs(c, step)
     weight_s = shared_s + step.prefill_tokens * prefill_s + step.decodes * decode_s + step.sampled * row_s
     weight_s += step.decode_context_tokens * kv_s + step.prefill_pairs * pair_s
     weight_s += step.prefill_context_tokens * context_s
     weight_s += (step.prefill_context_tokens - step.prefill_tokens) * cached_s
     if weight_s <= 0.0:
         return  # it takes no time, and no energy
-    part = step.energy_j / weight_s
+    part = 1.0 / weight_s
     equal_s = shared_s / (step.prefills + step.decodes)
     for i in range(begun + r.num_sampling):
         samples = i >= begun
@@ -217,11 +214,11 @@ def _share_mixed(r: Replica, c: Settings) -> None:
         else:
             own_s += chunk * prefill_s + pairs_of(computed, chunk) * pair_s
             own_s += after * context_s + computed * cached_s
-        slot.energy_j += part * (equal_s + own_s)
-    context_j = part * kv_s
-    r.equal_j += part * (equal_s + decode_s + row_s)
+        slot.energy_j += step.energy_j * (part * (equal_s + own_s))
+    context_j = step.energy_j * (part * kv_s)
+    r.equal_j += step.energy_j * (part * (equal_s + decode_s + row_s))
     r.context_j += context_j
-    r.rising_j += context_j * float(r.tick - r.shared_at + 1)
+    r.rising_j += context_j * rise(r, r.tick)
 
 
 @inlined
@@ -233,4 +230,4 @@ def share_step(r: Replica, c: Settings) -> None:
     elif step.energy_j > 0.0:
         _, flops, moved = decode_base(c, r.num_decoding)
         begin_coast(r, c, r.num_decoding, flops, moved)
-        share_one(r, c, r.tick)
+        share_decodes(r, c, r.tick)
