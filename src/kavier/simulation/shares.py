@@ -10,11 +10,15 @@ cache costs its reading only: who computed it has paid.
 
 from __future__ import annotations
 
-from math import expm1
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from kavier.native.library import address
+from kavier.simulation.kernel import operations
+from kavier.simulation.kernel.engine import LIBRARY
+from kavier.simulation.kernel.records import STEP
 from kavier.simulation.scheduler import Scheduled, Step
 from kavier.timing.step import StepCost, StepTimeModel, UnitCosts
 
@@ -29,8 +33,7 @@ class Sharing:
 
     def __init__(self, timing: StepTimeModel, power: NDArray[Any]) -> None:
         self._timing = timing
-        numbers: tuple[float, ...] = power[0].tolist()
-        self._floor_w, self._span_w, self._per_flop, self._per_byte, self._gpus = numbers
+        self._power, self._priced = power, np.zeros(1, STEP)
 
     def add(self, step: Step, cost: StepCost) -> None:
         """Share out the energy of a step with tokens."""
@@ -42,11 +45,11 @@ class Sharing:
             part.request.energy_j += j_per_s * weight_s
 
     def _energy_j(self, cost: StepCost) -> float:
-        """Of all GPUs of the replica, see `metrics.power.SaturatingPower`; none if it takes no time."""
-        if cost.time_s <= 0.0:
-            return 0.0
-        activity = (self._per_byte * cost.bytes + self._per_flop * cost.flops) / cost.time_s
-        return (self._floor_w - self._span_w * expm1(-activity)) * cost.time_s * self._gpus
+        """As the step's row will tell, from the same function: there is one power model."""
+        step = self._priced[0]
+        step["duration_s"], step["flops"], step["bytes"] = cost
+        LIBRARY.call(operations.FILL_ENERGIES, address(self._power), address(self._priced), 1)
+        return float(step["energy_j"])
 
 
 def _own_s(units: UnitCosts, part: Scheduled) -> float:
