@@ -18,6 +18,7 @@ from kavier.simulation.kernel.engine import LIBRARY
 from kavier.simulation.kernel.records import REPLICA, STEP
 from kavier.simulation.output import Give, Output, cells_a_piece
 from kavier.simulation.reference import SimulationResult
+from kavier.simulation.replica import SLEEP_S
 from kavier.simulation.sampling import Sampling
 
 Array = NDArray[Any]
@@ -81,8 +82,8 @@ def _sum_replica(steps: pl.DataFrame, sampling: Sampling, piece: int, give: Give
 
 def _asleep_s(steps: pl.DataFrame) -> float:
     """Time of steps without tokens."""
-    empty = steps.filter(pl.col("prefill_tokens") + pl.col("decodes") == 0)
-    return float(empty["duration_s"].sum())
+    asleep = (pl.col("prefill_tokens") + pl.col("decodes") == 0) & (pl.col("duration_s") > 0.0)
+    return len(steps.filter(asleep)) * SLEEP_S
 
 
 def _end_s(steps: pl.DataFrame) -> float | None:
