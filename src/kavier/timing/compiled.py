@@ -20,6 +20,8 @@ NO_WINDOW = 1 << 40
 PRICE = np.dtype([("time_s", "f8"), ("bytes", "f8")], align=True)
 """Time and GPU-memory traffic of a number of tokens (or sampled rows); the number is the index."""
 
+PRICE_BYTES = PRICE.itemsize
+
 ATTENTION = np.dtype(
     [
         ("layers", "i8"),

@@ -7,7 +7,7 @@ requests of a residue class of offsets need of blocks, they need in the same ste
 
 from __future__ import annotations
 
-from kavier.native.kit import INT32, Integer, Record, at, larger, smaller
+from kavier.native.kit import INT32, Integer, Record, at, larger, prefetch, smaller
 from kavier.simulation.kernel.blocks import allocate, blocks_for
 from kavier.simulation.kernel.prefix import (
     cache_full_blocks,
@@ -32,6 +32,7 @@ from kavier.simulation.kernel.queues import (
 from kavier.simulation.kernel.records import DECODING, DRAINING, GONE, PREFILLING, REJECTED_KV
 from kavier.simulation.kernel.shares import is_decode, keep_energy, leave_shares, pairs_of
 from kavier.simulation.kernel.typed import Replica, Request, Settings, Slot, compiled, inlined
+from kavier.timing.compiled import PRICE_BYTES
 
 
 @inlined
@@ -370,6 +371,13 @@ def _count_lookup(r: Replica, c: Settings, request: Request, total: Integer, cac
             r.step.hit_tokens += cached
 
 
+@inlined
+def _foresee_price(r: Replica, c: Settings, chunk: Integer) -> None:
+    """With this chunk the step may be complete: its row of the table is in no cache."""
+    tokens = r.step.prefill_tokens + r.step.decodes + r.num_decoding + chunk
+    prefetch(c.body + tokens * PRICE_BYTES)
+
+
 @compiled
 def _admit(r: Replica, c: Settings, q: Integer, left: Integer, limit: Integer) -> Integer:
     """Admit the head of the queue; returns the tokens it computes in this step, 0 if it has to wait."""
@@ -389,6 +397,7 @@ def _admit(r: Replica, c: Settings, q: Integer, left: Integer, limit: Integer) -
     reserve = c.watermark_blocks if r.num_running else 0
     if blocks_for(c, to_fit) - found + idle + reserve > r.num_free:
         return 0
+    _foresee_price(r, c, chunk)
     pop_waiting(r, c)
     s = seat(r, c, q)
     if c.caching:

@@ -57,7 +57,7 @@ def _add_coasted(r: Replica, c: Settings, tick: Integer) -> None:
         return
     for i in range(coast.count):
         coast.energy_j[i] = energy_j(p, coast.flops[i], coast.bytes[i], coast.duration_s[i])
-    weigh_coasted(r, c, coast.count)
+    weigh_coasted(r, c)
     _sum_coasted(r, rise(r, tick - coast.count + 1))
     cell = last_cell(r.timeline)
     count_gaps(r, coast, r.num_decoding)

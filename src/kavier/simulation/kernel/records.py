@@ -293,7 +293,7 @@ COAST = np.dtype(
         ("decodes", "i8"),  # of each step; this and the rest they have in common
         ("base_flops", "f8"),
         ("base_bytes", "f8"),
-        ("base_weight_s", "f8"),  # in sharing
+        ("base_s", "f8"),  # weight in sharing
     ],
     align=True,
 )

@@ -19,6 +19,7 @@ from kavier.simulation.kernel.typed import (
     Replica,
     Request,
     Settings,
+    Shares,
     Slot,
     Step,
     compiled,
@@ -90,31 +91,18 @@ def settle_shares(r: Replica, c: Settings) -> None:
 
 
 @inlined
-def begin_coast(r: Replica, c: Settings, decodes: Integer, flops: float, moved: float) -> None:
-    """Note what steps of so many decodes and nothing else have in common: see `decode_base`."""
-    coast, h = at(r.coast, 1, 0, COAST), c.shares
-    coast.decodes, coast.base_flops, coast.base_bytes = decodes, flops, moved
-    each_s = h.decode_s + h.row_s - h.token_bytes_s - h.row_bytes_s
-    coast.base_weight_s = h.step_s + h.byte_s * moved + decodes * each_s
+def _base_s(h: Shares, decodes: Integer, moved: float) -> float:
+    """What steps of so many decodes weigh but for the KV entries; see `decode_base`."""
+    return h.step_s + h.byte_s * moved + decodes * (h.decode_s + h.row_s - h.token_bytes_s - h.row_bytes_s)
 
 
 @inlined
-def weigh_coasted(r: Replica, c: Settings, count: Integer) -> None:
-    """J of a decode, and of a token of its context, in each of the first coasted steps.
-
-    What a step weighs beyond its base is the part of the KV entries. Its energy comes in last: it is known
-    last.
-    """
-    coast, h = at(r.coast, 1, 0, COAST), c.shares
-    context_s, flop_s, byte_s = h.context_s, h.flop_s, h.byte_s
-    flops, moved, weight_s = coast.base_flops, coast.base_bytes, coast.base_weight_s
-    decodes = float(coast.decodes)
-    for i in range(count):
-        context = coast.context[i]
-        kv_s = context_s * context + flop_s * (coast.flops[i] - flops) + byte_s * (coast.bytes[i] - moved)
-        part = 1.0 / ((weight_s + kv_s) * (context * decodes))
-        coast.equal_j[i] = coast.energy_j[i] * (part * context * weight_s)
-        coast.context_j[i] = coast.energy_j[i] * (part * decodes * kv_s)
+def _weigh(
+    base_s: float, kv_s: float, energy_j: float, decodes: float, context: float
+) -> tuple[float, float]:
+    """(J a decode, J a token of context). The energy comes in last: it is known last."""
+    part = 1.0 / ((base_s + kv_s) * (context * decodes))
+    return energy_j * (part * context * base_s), energy_j * (part * decodes * kv_s)
 
 
 @inlined
@@ -124,15 +112,37 @@ def rise(r: Replica, tick: Integer) -> float:
 
 
 @inlined
+def begin_coast(r: Replica, c: Settings, decodes: Integer, flops: float, moved: float) -> None:
+    """Note what the coasted steps have in common."""
+    coast = at(r.coast, 1, 0, COAST)
+    coast.decodes, coast.base_flops, coast.base_bytes = decodes, flops, moved
+    coast.base_s = _base_s(c.shares, decodes, moved)
+
+
+@inlined
+def weigh_coasted(r: Replica, c: Settings) -> None:
+    """J a decode and a token of context in each of the coasted steps."""
+    coast, h = at(r.coast, 1, 0, COAST), c.shares
+    context_s, flop_s, byte_s = h.context_s, h.flop_s, h.byte_s
+    flops, moved, base_s, decodes = coast.base_flops, coast.base_bytes, coast.base_s, float(coast.decodes)
+    for i in range(coast.count):
+        context = coast.context[i]
+        kv_s = context_s * context + flop_s * (coast.flops[i] - flops) + byte_s * (coast.bytes[i] - moved)
+        coast.equal_j[i], coast.context_j[i] = _weigh(base_s, kv_s, coast.energy_j[i], decodes, context)
+
+
+@inlined
 def share_decodes(r: Replica, c: Settings, tick: Integer) -> None:
-    """Add the last step to the sums, while none is coasted."""
-    coast, s = at(r.coast, 1, 0, COAST), r.step
-    coast.energy_j[0], coast.flops[0], coast.bytes[0] = s.energy_j, s.flops, s.bytes
-    coast.context[0] = s.decode_context_tokens
-    weigh_coasted(r, c, 1)
-    r.equal_j += coast.equal_j[0]
-    r.context_j += coast.context_j[0]
-    r.rising_j += coast.context_j[0] * rise(r, tick)
+    """Likewise of the last step; they are added to the sums."""
+    s, h, decodes = r.step, c.shares, r.num_decoding + 0
+    _, flops, moved = decode_base(c, decodes)
+    context = float(s.decode_context_tokens)
+    kv_s = h.context_s * context + h.flop_s * (s.flops - flops) + h.byte_s * (s.bytes - moved)
+    base_s = _base_s(h, decodes, moved)
+    equal_j, context_j = _weigh(base_s, kv_s, s.energy_j, float(decodes), context)
+    r.equal_j += equal_j
+    r.context_j += context_j
+    r.rising_j += context_j * rise(r, tick)
 
 
 # --- Steps with prefills ------------------------------------------------------------------------------------
@@ -228,6 +238,4 @@ def share_step(r: Replica, c: Settings) -> None:
     if step.prefills or step.decodes > r.num_decoding:
         _share_mixed(r, c)
     elif step.energy_j > 0.0:
-        _, flops, moved = decode_base(c, r.num_decoding)
-        begin_coast(r, c, r.num_decoding, flops, moved)
         share_decodes(r, c, r.tick)
