@@ -18,8 +18,7 @@ from kavier.metrics.power import SaturatingPower
 from kavier.scenario import Engine
 from kavier.simulation.clients import Clients
 from kavier.simulation.compiled import simulate_compiled
-from kavier.simulation.kernel.records import POWER
-from kavier.simulation.kernel.shares import SETTLE
+from kavier.simulation.kernel.records import POWER, SETTLE
 from kavier.simulation.record import TableRecorder
 from kavier.simulation.reference import Simulation, make_replica, make_requests, simulate_reference
 from kavier.simulation.router import make_router

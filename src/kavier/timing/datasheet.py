@@ -77,7 +77,7 @@ class DatasheetTiming:
     def unit_costs(self, work: StepWork) -> UnitCosts:
         """Bytes and FLOPs over what the GPU reaches; those of weights are shared."""
         shares, tokens, rows = self._shares, work.prefill_tokens + work.decodes, work.sampled
-        shared_s = shares.byte_s * self._body[tokens][1] - tokens * shares.token_bytes_s
+        shared_s = shares.step_s + shares.byte_s * self._body[tokens][1] - tokens * shares.token_bytes_s
         shared_s += shares.byte_s * self._head[rows][1] - rows * shares.row_bytes_s
         attention = _attention_costs(self._attention, work, shares.byte_s, shares.flop_s)
         return UnitCosts(shared_s, shares.prefill_s, shares.decode_s, shares.row_s, *attention)
@@ -89,8 +89,9 @@ class DatasheetTiming:
         flop_s = 1.0 / (self._gpu.flops_per_s["bf16"] * CONSTANTS["attention.compute_efficiency"])
         token_s = self._body_flops / roof.flops_per_s + byte_s * token_bytes
         unlimited = [layers for layers in self._attention if layers.window is None]
+        one_of_each = StepWork(1, 1, 1, 2, 1, 1, 1)
         decode_context_s, pair_s, prefill_context_s, cached_s = _attention_costs(
-            unlimited, StepWork(1, 1, 1, 2, 1, 1, 1), byte_s, flop_s
+            unlimited, one_of_each, byte_s, flop_s
         )
         return Shares(
             step_s=0.0,

@@ -273,6 +273,9 @@ WHEEL_BITS = 10
 WHEEL = 1 << WHEEL_BITS
 """Steps that the calendar of finishes looks ahead; later ones are looked at again when it has turned."""
 
+SETTLE = 1 << 12
+"""Ticks until sums of energy begin anew: they are exact to SETTLE^2 / 2^53 = 2e-9 of a token of context."""
+
 COASTED = 32
 """Steps that are alike, of which the sums are taken together."""
 

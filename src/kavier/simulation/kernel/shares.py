@@ -14,7 +14,7 @@ from __future__ import annotations
 from kavier.native.kit import FLOAT64, Integer, at
 from kavier.simulation.kernel.cost import decode_base, within_window
 from kavier.simulation.kernel.queues import listed, request_at, slot_at
-from kavier.simulation.kernel.records import AFFINE, COAST, DECODING
+from kavier.simulation.kernel.records import AFFINE, COAST, DECODING, SETTLE
 from kavier.simulation.kernel.typed import (
     Replica,
     Request,
@@ -26,9 +26,6 @@ from kavier.simulation.kernel.typed import (
     inlined,
 )
 from kavier.timing.compiled import ATTENTION, NO_WINDOW, PRICE
-
-SETTLE = 1 << 12
-"""Ticks. Rounding of the sums is at most about SETTLE^2 / 2^53 of a token of context a step: 2e-9 of it."""
 
 
 @inlined
