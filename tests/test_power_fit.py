@@ -302,7 +302,7 @@ def test_a_run_is_played_with_its_arguments(runs):
     measured = read_measured(runs)
     scenario = scenario_of(measured.points[4], measured)
     assert scenario["engine"] == {
-        "vllm_version": "0.14", "async_scheduling": True, "max_num_batched_tokens": 8192,
+        "vllm_version": "0.11", "max_num_batched_tokens": 8192,
         "max_model_len": 4096, "max_num_seqs": 8, "tensor_parallel_size": 2,
     }  # fmt: skip
     assert scenario["workload"]["synthetic"]["num_prompts"] == 2 * 1024
