@@ -328,10 +328,10 @@ def test_the_validation_is_written_as_a_page(runs, tmp_path):
     page = tmp_path / "page.md"
     ended = kavier("validate-power", runs, "--out", page)
     assert ended.status == 0
-    assert "Energy a token with simulated time, level datasheet" in ended.out
+    assert "Energy a token with simulated time, level auto" in ended.out
     text = page.read_text(encoding="utf-8")
     assert text.startswith(
-        f"# Validation of power\n\n## How to repeat it\n\n`kavier validate-power {runs} --level datasheet"
+        f"# Validation of power\n\n## How to repeat it\n\n`kavier validate-power {runs} --level auto"
     )
     assert "| saturating | 2 |" in text
 
