@@ -10,9 +10,13 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform
 from kavier.ecosystem.vllm_versions import is_async, rules_of
+from kavier.metrics.capacity import Capacity, Load, demand
 from kavier.metrics.client import client_note
+from kavier.metrics.expected import expected_errors, sensitivity
 from kavier.metrics.power import PowerModel
+from kavier.metrics.validated import Configuration, nearest, record
 from kavier.scenario import Engine, Scenario, Synthetic
+from kavier.timing.step import StepCost, StepWork
 from kavier.units import S_PER_HOUR
 from kavier.workload.presets import resolve
 from kavier.workload.table import Workload
@@ -29,6 +33,12 @@ NOTHING_SHARED = "the workload does not tell which prompts share tokens, so the 
 
 OVERLOAD = 0.5
 """Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
+
+FILLED = 0.5
+"""Share of max_concurrency in flight from which on that limit shapes the load."""
+
+POLICY = "python"
+"""Level of step times that a policy gives."""
 
 UNUSED_COLUMNS = {
     "model": "every request is served by the scenario's model",
@@ -47,22 +57,28 @@ class Assuming(Protocol):
         """One sentence each."""
         ...
 
+    def cost(self, work: StepWork) -> StepCost:
+        """Time and work of a step."""
+        ...
+
 
 def trust(
     scenario: Scenario,
     platform: Platform,
     workload: Workload,
+    requests: pl.DataFrame,
     truncated: int,
     timing: Assuming,
     power: PowerModel,
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """{timing_level, notes}: one sentence for each thing a reader should know before believing a number.
+    """What a reader should know before believing a number; keys as in the glossary.
 
     Args:
         scenario: As simulated.
         platform: Its ecosystem.
         workload: What was read, and what reading changed.
+        requests: What came of them, with latencies.
         truncated: Answers cut at max_model_len.
         timing: The step-time model used.
         power: The power model used.
@@ -81,7 +97,48 @@ def trust(
         *(platform.kv.notes if scenario.engine.kv_cache else ()),
         *platform.notes,
     ]
-    return {"timing_level": timing.level, "notes": notes}
+    load = _load(scenario, platform, requests, timing, summary)
+    return {
+        "timing_level": timing.level,
+        "load_factor": load and load.factor,
+        "limited_by": load and load.limit,
+        **_errors(platform, timing.level, power, load, summary),
+        "notes": notes,
+    }
+
+
+def _load(
+    scenario: Scenario,
+    platform: Platform,
+    requests: pl.DataFrame,
+    timing: Assuming,
+    summary: Mapping[str, Any],
+) -> Load | None:
+    """None where nothing was served, every step recomputes all, or a policy says how long steps take."""
+    if not scenario.engine.kv_cache or timing.level == POLICY:
+        return None
+    asked = demand(requests, summary, scenario.fleet.replicas)
+    if asked is None:
+        return None
+    limit = scenario.workload.max_concurrency
+    in_flight = float(requests["e2e_s"].sum()) / summary["makespan_s"]
+    closed = limit is not None and in_flight > FILLED * limit
+    capacity = Capacity(asked, scenario.engine, summary["kv"]["blocks"], timing)
+    return capacity.load(platform.gpu, closed=closed)
+
+
+def _errors(
+    platform: Platform, level: str, power: PowerModel, load: Load | None, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is expected, from the nearest of what was validated; nothing of step times that a policy gives."""
+    near = None if level == POLICY else nearest(Configuration.of(platform), level, record())
+    steps, found = near and near.step_errors(), load and sensitivity(load, summary)
+    return {
+        "nearest": near and near.as_dict(),
+        "step_error": steps,
+        "sensitivity": found,
+        "expected_error": expected_errors(found, steps, power.error) if found and steps else None,
+    }
 
 
 def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> Iterator[str]:
