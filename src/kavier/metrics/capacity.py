@@ -24,7 +24,7 @@ NO_GAIN = 1.1
 """A limit on the batch does not bind where twice the batch would serve less than so many times as much."""
 
 BOUND = 0.25
-"""Share of a GPU's peak below which a step is not bound by it, but by fixed times of kernels, links and host."""
+"""Share of a GPU's peaks below which launches, links and host bind a step."""
 
 
 class Priced(Protocol):
@@ -94,7 +94,7 @@ def demand(requests: pl.DataFrame, summary: Mapping[str, Any], replicas: int) ->
     contexts = decodes * (served["prompt_tokens"] + decodes / 2)
     prompt, use, kv = _mean(served["prompt_tokens"]), summary["utilization"], summary["kv"]
     hit = summary["cache"]["hit_ratio"] * prompt
-    life_s = _mean((served["finish_s"] - served["first_scheduled_s"]))
+    life_s = _mean(served["finish_s"] - served["first_scheduled_s"])
     arrivals = served["arrival_s"]
     span_s = float(arrivals.max()) - float(arrivals.min()) + life_s  # type: ignore[arg-type]
     running = use["mean_running_requests"]
@@ -172,7 +172,7 @@ class Capacity:
         )
 
     def slope(self) -> float:
-        """d ln(step time) / d ln(batch) at the simulated batch."""
+        """By how many per cent a step grows with 1 % more batch, at the simulated one."""
         now = max(self._asked.running, 1.0) / (self._asked.decodes + 1.0)
         return log(self.step(WIDER * now).time_s / self.step(now).time_s) / log(WIDER)
 
@@ -182,7 +182,7 @@ class Capacity:
         return 1.0 - self._cost(full * self._asked.decodes, 0.0).time_s / self.step(full).time_s
 
     def bound(self, gpu: GpuSpec) -> Limit:
-        """What limits a full batch: what it is full of, or the GPU, if twice the batch would hardly serve more."""
+        """What limits a full batch: what it is full of, or the GPU, if twice as much would hardly help."""
         most, scarce = self.most()
         full, twice = self.step(most), self.step(2.0 * most)
         if 2.0 * full.time_s >= NO_GAIN * twice.time_s:

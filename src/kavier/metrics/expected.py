@@ -12,7 +12,7 @@ MOST = 20.0
 """Sensitivity at most: beyond it nothing is predicted, and any number would do."""
 
 STEPS_WAITED = 1.5
-"""Steps that a request waits although the batch has room: the rest of one, and one that is scheduled already."""
+"""Steps that a request waits although there is room: the rest of one, and one that is scheduled already."""
 
 TIME_IN_ENERGY = 0.65
 """Error of energy / error of step times: shorter steps draw more power (measured on 171 runs)."""

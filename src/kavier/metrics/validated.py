@@ -163,7 +163,9 @@ def nearest(own: Configuration, level: str, record: Sequence[Validated]) -> Near
 def _seen(own: Configuration, level: str, validated: Validated) -> Near:
     found = list(_differences(own, validated.configuration))
     if level != validated.level:
-        found.append((DISTANCE["differs.level"], f"step times of level {validated.level}, not {level}"))
+        lower = level in BETTER.get(validated.level, ())
+        words = f"step times of level {validated.level} instead of {level}"
+        found.append((DISTANCE["differs.lower_level" if lower else "differs.higher_level"], words))
     return Near(validated, tuple(words for _, words in found), hypot(*(size for size, _ in found)))
 
 
@@ -189,6 +191,9 @@ def _differences(own: Configuration, other: Configuration) -> Iterator[tuple[flo
     if own.vllm_version != other.vllm_version:
         yield cost["differs.release"], f"vLLM {other.vllm_version} instead of {own.vllm_version}"
 
+
+BETTER = {"datasheet": ("kernels", "calibrated"), "kernels": ("calibrated",)}
+"""Level -> those that know more: what was validated below them says much of them, but not the other way."""
 
 KINDS = {"dense": "a dense model", "moe": "experts", "mla": "latent attention"}
 """Kind of model -> in words."""

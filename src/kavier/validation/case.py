@@ -85,8 +85,8 @@ def _columns_of(label: str) -> list[str]:
 class CaseFile(Section):
     """What a file holds besides the keys of a case: those hold for all its cases.
 
-    `about`: what was measured, and where it is published. `source`: the latter in few words. `data`: folder that the measured files' paths are
-    taken from, itself taken from the case file's.
+    `about`: what was measured, and where it is published. `source`: the latter in few words. `data`: folder
+    that the measured files' paths are taken from, itself taken from the case file's.
     """
 
     about: str = ""

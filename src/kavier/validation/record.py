@@ -1,9 +1,9 @@
-"""What Kavier keeps of a validation: the errors of each configuration; and how well it knows its own errors."""
+"""What is kept of a validation, the errors of each configuration; and how well they tell those of others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def recorded(played: Played) -> tuple[Validated, ...]:
         configuration = Configuration.of(build_platform(named.scenario))
         key = (configuration, named.source, compared.level, compared.overloaded)
         groups.setdefault(key, []).append((named, compared))
-    today = datetime.now(timezone.utc).date().isoformat()
+    today = datetime.now(UTC).date().isoformat()
     return tuple(_entry(key[0], members, today) for key, members in groups.items())  # type: ignore[arg-type]
 
 
@@ -103,6 +103,6 @@ def covered(played: Played, record: Sequence[Validated], *, left_out: bool) -> d
     return {metric: _share(found) for metric, found in ratios.items()}
 
 
-def _share(ratios: Sequence[float]) -> Mapping[str, Any]:
+def _share(ratios: Sequence[float]) -> dict[str, Any]:
     shares = {f"within_{limit:g}": sum(one <= limit for one in ratios) / len(ratios) for limit in WITHIN}
     return {"runs": len(ratios), **shares, "worst": max(ratios)}
