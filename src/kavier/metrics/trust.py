@@ -12,7 +12,7 @@ from kavier.ecosystem.platform import Platform
 from kavier.ecosystem.vllm_versions import is_async, rules_of
 from kavier.metrics.capacity import Capacity, Load, demand
 from kavier.metrics.client import client_note
-from kavier.metrics.expected import expected_errors, sensitivity
+from kavier.metrics.expected import Sensitivity, expected_errors, sensitivity
 from kavier.metrics.power import PowerModel
 from kavier.metrics.validated import Configuration, nearest, record
 from kavier.scenario import Engine, Scenario, Synthetic
@@ -33,6 +33,9 @@ NOTHING_SHARED = "the workload does not tell which prompts share tokens, so the 
 
 OVERLOAD = 0.5
 """Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
+
+NEAR_SATURATION = 5.0
+"""Per cent of TTFT that 1 % of step time makes, from which on it is said."""
 
 FILLED = 0.5
 """Share of max_concurrency in flight from which on that limit shapes the load."""
@@ -84,9 +87,11 @@ def trust(
         power: The power model used.
         summary: What came out.
     """
+    load = _load(scenario, platform, requests, timing, summary)
+    errors = _errors(platform, timing.level, power, load, summary)
     notes = [
         *_rejection_notes(scenario, platform, summary),
-        *_load_notes(summary),
+        *_load_notes(summary, errors["sensitivity"]),
         *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
@@ -97,12 +102,11 @@ def trust(
         *(platform.kv.notes if scenario.engine.kv_cache else ()),
         *platform.notes,
     ]
-    load = _load(scenario, platform, requests, timing, summary)
     return {
         "timing_level": timing.level,
         "load_factor": load and load.factor,
         "limited_by": load and load.limit,
-        **_errors(platform, timing.level, power, load, summary),
+        **errors,
         "notes": notes,
     }
 
@@ -131,7 +135,11 @@ def _errors(
     platform: Platform, level: str, power: PowerModel, load: Load | None, summary: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What is expected, from the nearest of what was validated; nothing of step times that a policy gives."""
-    near = None if level == POLICY else nearest(Configuration.of(platform), level, record())
+    near = (
+        None
+        if level == POLICY
+        else nearest(Configuration.of(platform), level, load and load.factor, record())
+    )
     steps, found = near and near.step_errors(), load and sensitivity(load, summary)
     return {
         "nearest": near and near.as_dict(),
@@ -197,8 +205,10 @@ def _rejection_notes(scenario: Scenario, platform: Platform, summary: Mapping[st
         yield f"rejected ({reason}): {count:,} of {summary['requests']['arrived']:,}: {limits[reason]}"
 
 
-def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+def _load_notes(summary: Mapping[str, Any], found: Sensitivity | None) -> Iterator[str]:
     """Near saturation a small error of step time is a large one of queueing."""
+    if found and (grows := sum(found["ttft_s"].values())) > NEAR_SATURATION:
+        yield f"near saturation: steps that take 1 % longer make TTFT {grows:.0f} % longer"
     queue_s, e2e_s = summary["queue_s"]["mean"], summary["e2e_s"]["mean"]
     if queue_s and queue_s > OVERLOAD * e2e_s:
         yield (

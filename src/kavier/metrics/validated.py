@@ -148,20 +148,23 @@ def _sd(error: Mapping[str, float] | None, floor: float) -> float:
     return max(error["p90"] / P90_IN_SD, error["median"], floor) if error else 2.0 * floor
 
 
-def nearest(own: Configuration, level: str, record: Sequence[Validated]) -> Near | None:
+def nearest(own: Configuration, level: str, load: float | None, record: Sequence[Validated]) -> Near | None:
     """The validated configuration that differs least; of several, that with the most runs.
 
     Args:
         own: The scenario's.
         level: Of its step times.
+        load: Its load factor, if it has one.
         record: All there are.
     """
-    near = [_seen(own, level, one) for one in record]
+    near = [_seen(own, level, load or 0.0, one) for one in record]
     return min(near, key=lambda one: (one.distance, -one.validated.runs), default=None)
 
 
-def _seen(own: Configuration, level: str, validated: Validated) -> Near:
+def _seen(own: Configuration, level: str, load: float, validated: Validated) -> Near:
     found = list(_differences(own, validated.configuration))
+    if load > (most := validated.load[1]):
+        found.append((DISTANCE["differs.higher_load"], f"load up to {most:.2f} instead of {load:.2f}"))
     if level != validated.level:
         lower = level in BETTER.get(validated.level, ())
         words = f"step times of level {validated.level} instead of {level}"

@@ -22,20 +22,15 @@ WITHIN = (1.0, 2.0)
 
 
 def recorded(played: Played) -> tuple[Validated, ...]:
-    """An entry for each configuration, level and source; a case that was played twice at a level counts once.
+    """An entry for each configuration, level and source.
 
     Raises:
         InputError: A case without source.
     """
     groups: dict[tuple[object, ...], list[tuple[NamedCase, Comparison]]] = {}
-    seen: set[tuple[str, str, str]] = set()
     for named, compared in played:
         if not named.source:
             raise InputError("a case without source", where=named.of, expected="source: who measured")
-        name = (named.of, named.name, compared.level)
-        if name in seen:
-            continue
-        seen.add(name)
         configuration = Configuration.of(build_platform(named.scenario))
         key = (configuration, named.source, compared.level, compared.overloaded)
         groups.setdefault(key, []).append((named, compared))
@@ -93,7 +88,7 @@ def covered(played: Played, record: Sequence[Validated], *, left_out: bool) -> d
     for named, compared in played:
         own = Configuration.of(build_platform(named.scenario))
         known = [one for one in record if not (left_out and named.of in one.case.split(", "))]
-        near = nearest(own, compared.level, known)
+        near = nearest(own, compared.level, compared.trust["load_factor"], known)
         sensitivity = compared.trust["sensitivity"]
         if near is None or sensitivity is None:
             continue
