@@ -1,8 +1,8 @@
 """Fills docs/validation.md and its plots: `python docs/validate.py [LEVEL...]`, with ../shared/data there.
 
 Every case of validation/cases is played at every level (by default the best there is and the datasheet), then
-once more without each term, at the first level. What was found is also written to metrics/validated.toml, which
-tells every run how far off it may be.
+once more without each term, at the first level. What was found is also written to metrics/validated.toml,
+which tells every run how far off it may be.
 """
 
 from __future__ import annotations

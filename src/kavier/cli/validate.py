@@ -59,6 +59,8 @@ def validate(
     from kavier.report.validation import print_ablation, print_validation
     from kavier.validation.compare import summary
 
+    if record and (ablate or measured):
+        raise InputError("--record is of case files as they are", expected="no --ablate and no --measured")
     given = {name: value for name, value in flags.items() if value is not None}
     if level is not None:
         given["timing"] = level
@@ -66,8 +68,6 @@ def validate(
         named = _from_files(cases or [], given, data, client, skip_first)
     else:
         named = [_from_flags(measured, cases or [], given, client, skip_first)]
-    if record and (ablate or measured):
-        raise InputError("--record is of case files as they are", expected="no --ablate and no --measured")
     show_log()
     if ablate:
         print_ablation(_ablation(named), json=json)

@@ -20,7 +20,7 @@ Limit = Literal[
 SATURATED = 0.8
 """Load factor from which on the engine limits a run, and no longer what is asked of it."""
 
-NO_GAIN = 1.1
+NO_GAIN = 1.2
 """A limit on the batch does not bind where twice the batch would serve less than so many times as much."""
 
 BOUND = 0.25
