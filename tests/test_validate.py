@@ -96,7 +96,7 @@ def test_json_has_the_shape_of_the_specification(tmp_path):
     assert found.keys() == {"cases", "summary"}
     (case,) = found["cases"]
     assert {"case", "level", "metrics", "overloaded"} <= case.keys()
-    assert case["level"] == "datasheet"
+    assert case["level"] == "kernels"
     assert case["overloaded"] is False
     assert case["metrics"].keys() == {"ttft_s", "tpot_s", "e2e_s"}
     for points in case["metrics"].values():

@@ -104,8 +104,8 @@ def trust(
     ]
     return {
         "timing_level": timing.level,
-        "load_factor": load and load.factor,
-        "limited_by": load and load.limit,
+        "load_factor": load.factor if load else None,
+        "limited_by": load.limit if load else None,
         **errors,
         "notes": notes,
     }
@@ -138,7 +138,7 @@ def _errors(
     near = (
         None
         if level == POLICY
-        else nearest(Configuration.of(platform), level, load and load.factor, record())
+        else nearest(Configuration.of(platform), level, load.factor if load else None, record())
     )
     steps, found = near and near.step_errors(), load and sensitivity(load, summary)
     return {
