@@ -358,8 +358,8 @@ def test_the_record_is_what_a_validation_finds():
 
 @needs_data
 def test_most_errors_are_covered_by_what_was_expected_without_their_own_set():
-    """Every fifth case: 85 % of the errors are within two standard deviations, in each metric."""
-    cases = [case for path in sorted(CASES.glob("*.yaml")) for case in read_cases(path)][::5]
+    """85 % of the errors are within two standard deviations, in each metric (docs/validation.md has more)."""
+    cases = [case for path in sorted(CASES.glob("*.yaml")) for case in read_cases(path)]
     played = [(case, validate_case(case)) for case in cases]
     for left_out in (True, False):
         found = covered(played, record(), left_out=left_out)
