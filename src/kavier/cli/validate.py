@@ -77,7 +77,7 @@ def _from_files(
     from kavier.validation.case import read_cases
 
     beside = {**given, "client": client, "skip_first": skip_first or None}
-    odd = [name for name, value in beside.items() if value is not None and name != "timing"]
+    odd = [name for name, value in beside.items() if value is not None and name not in ("timing", "calibration")]
     if odd:
         raise InputError(
             f"--{odd[0].replace('_', '-')} describes the run of --measured FILE; a case file has its own",
@@ -85,7 +85,8 @@ def _from_files(
         )
     if not paths:
         raise InputError("nothing to validate", expected="case files, or --measured FILE")
-    return [one for path in paths for one in read_cases(path, data, given.get("timing"))]
+    over = {"level": given.get("timing"), "calibration": given.get("calibration")}
+    return [one for path in paths for one in read_cases(path, data, **over)]
 
 
 def _from_flags(

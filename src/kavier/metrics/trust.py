@@ -56,6 +56,7 @@ def trust(
     timing: Assuming,
     power: PowerModel,
     summary: Mapping[str, Any],
+    client_s: float | None = None,
 ) -> dict[str, Any]:
     """{timing_level, notes}: one sentence for each thing a reader should know before believing a number.
 
@@ -67,6 +68,7 @@ def trust(
         timing: The step-time model used.
         power: The power model used.
         summary: What came out.
+        client_s: A calibration's constant of an HTTP client.
     """
     notes = [
         *_rejection_notes(scenario, platform, summary),
@@ -74,7 +76,7 @@ def trust(
         *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
-        client_note(scenario.client),
+        client_note(scenario.client, client_s),
         *timing.assumptions(),
         power.expected_error(),
         "facility energy is GPU energy x PUE: hosts (CPU, DRAM, fans) are not modelled",
