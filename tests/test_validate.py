@@ -96,7 +96,7 @@ def test_json_has_the_shape_of_the_specification(tmp_path):
     assert found.keys() == {"cases", "summary"}
     (case,) = found["cases"]
     assert {"case", "level", "metrics", "overloaded"} <= case.keys()
-    assert case["level"] == "datasheet"
+    assert case["level"] == "kernels"
     assert case["overloaded"] is False
     assert case["metrics"].keys() == {"ttft_s", "tpot_s", "e2e_s"}
     for points in case["metrics"].values():
@@ -206,7 +206,7 @@ def test_a_table_that_does_not_do(tmp_path, text, problem):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "nothing to validate; expected case files, or --measured FILE"),
+        ((), "no measured run; expected case files, or --measured FILE"),
         (("nowhere.yaml",), "nowhere.yaml: cannot read the case file"),
         (("good.csv",), "a table is no case file (YAML): good.csv; expected --measured good.csv"),
         (("case.yaml", "--max-num-seqs", "3"), "--max-num-seqs describes the run of --measured FILE"),

@@ -192,9 +192,7 @@ def _parameters(scenario: Scenario, platform: Platform) -> Parameters:
     """The numbers of the step-time model at the level asked for, or the best there is."""
     level = scenario.timing if scenario.timing in ("datasheet", "kernels", "calibrated") else None
     calibration = read_calibration(scenario.calibration) if scenario.calibration else None
-    return parameters_of(
-        platform.gpu, cast("Level | None", level), platform.engine.vllm_version, calibration
-    )
+    return parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version, calibration)
 
 
 class _Run:

@@ -356,7 +356,7 @@ class Scenario(Section):
     engine: Engine = Engine()
     timing: Annotated[
         Literal["auto", "kernels", "calibrated", "datasheet"] | PolicyName,
-        Field(description="what prices a step; auto = calibrated if there is a calibration, else the best there is"),
+        Field(description="what prices a step; auto = the best there is for the GPU"),
     ] = "auto"
     calibration: Annotated[
         Path | None, Field(description="numbers of a measured run, as `kavier calibrate` writes them")

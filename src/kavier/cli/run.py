@@ -31,7 +31,8 @@ def run(
         str | None, typer.Option(help="Name (docs/scenario.md) or FILE.py:FUNCTION.  [round-robin]")
     ] = None,
     timing: Annotated[
-        str | None, typer.Option(help="kernels, calibrated, datasheet, or FILE.py:FUNCTION: seconds a step.  [auto]")
+        str | None,
+        typer.Option(help="kernels, calibrated, datasheet or FILE.py:FUNCTION, what prices a step.  [auto]"),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Numbers of a measured run: the output of `kavier calibrate`.")

@@ -75,7 +75,8 @@ def client_note(client: ClientName, fixed_s: float | None = None) -> str:
     source = "read off six H100 runs" if fixed_s is None else "the former calibrated, the latter of H100 runs"
     if client == "engine":
         return (
-            f"latencies are in-engine: an HTTP client sees about {fixed_ms:.3g} ms more (client: http adds it)"
+            f"latencies are in-engine: an HTTP client sees about {fixed_ms:.3g} ms more "
+            "(client: http adds it)"
         )
     free, slope = CLIENT_CONSTANTS["free_tokens_per_s"], CLIENT_CONSTANTS["s_per_token_per_s"]
     return (

@@ -231,8 +231,9 @@ def _measured_run(p: Parameters, missing: str) -> str:
     """What a measured run corrected."""
     if p.calibration is None:
         return f"no measurement {missing}"
-    names = (f"{name.removeprefix('calibration.')} {value:.4g}" for name, value in p.calibration.values.items())
-    return f"calibrated ({', '.join(names)}) on {p.calibration.source}"
+    numbers = p.calibration.values.items()
+    said = (f"{name.removeprefix('calibration.')} {value:.4g}" for name, value in numbers)
+    return f"calibrated ({', '.join(said)}) on {p.calibration.source}"
 
 
 def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:

@@ -14,8 +14,9 @@ from kavier.errors import InputError
 from kavier.metrics.client import CLIENT_CONSTANTS
 from kavier.runner import Progress, Result, simulate
 from kavier.scenario import Scenario
-from kavier.timing.calibration import CLIENT, DIVIDED, BaseLevel, Calibration, engine_text
+from kavier.timing.calibration import CLIENT, REPLACED, BaseLevel, Calibration, engine_text
 from kavier.timing.parameters import has_kernels, shared_entries
+from kavier.validation.calibrate_power import with_power
 from kavier.validation.case import NamedCase
 from kavier.validation.compare import METRICS, Comparison
 from kavier.validation.identify import Errors, Identified, identify, least_squares
@@ -33,7 +34,7 @@ def default_of(name: str) -> float:
     """What a number is without a calibration."""
     if name == CLIENT:
         return CLIENT_CONSTANTS["fixed_s"]
-    return 1.0 if name in DIVIDED else float(shared_entries()[name]["value"])
+    return float(shared_entries()[name]["value"]) if name in REPLACED else 1.0
 
 
 def base_level(scenario: Scenario, platform: Platform) -> BaseLevel:
@@ -54,12 +55,11 @@ def base_level(scenario: Scenario, platform: Platform) -> BaseLevel:
     )
 
 
-def with_values(values: Mapping[str, float]) -> Simulate:
-    """Plays scenarios at their base level with some numbers set."""
+def with_values(level: BaseLevel, values: Mapping[str, float]) -> Simulate:
+    """Plays scenarios at a level with some numbers set."""
+    calibration = Calibration(level, values)
 
     def play(scenario: Scenario, workload: Workload | None, progress: Progress | None) -> Result:
-        level = base_level(scenario, build_platform(scenario))
-        calibration = Calibration(level, values)
         return simulate(
             scenario.model_copy(update={"timing": level}),
             progress,
@@ -80,16 +80,23 @@ class Played:
 
     def __init__(self, told: Callable[[int], None] = lambda _: None) -> None:
         self._known: dict[tuple[Any, ...], Comparison] = {}
+        self._levels: dict[tuple[str, str], BaseLevel] = {}
         self._told, self.count = told, 0
 
     def __call__(self, case: NamedCase, values: Mapping[str, float]) -> Comparison:
         """The case with these numbers."""
         key = (case.of, case.name, *sorted(values.items()))
         if key not in self._known:
-            self._known[key] = validate_case(case, with_values(values))
+            self._known[key] = validate_case(case, with_values(self._level(case), values))
             self.count += 1
             self._told(self.count)
         return self._known[key]
+
+    def _level(self, case: NamedCase) -> BaseLevel:
+        key = (case.of, case.name)
+        if key not in self._levels:
+            self._levels[key] = base_level(case.scenario, build_platform(case.scenario))
+        return self._levels[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,7 @@ def calibrate(
     tests: Sequence[NamedCase] = (),
     *,
     leave_one_out: bool = False,
+    gpu_power_w: float | None = None,
     played: Compare | None = None,
 ) -> Calibrated:
     """Fit numbers to measured cases, and test them on others.
@@ -149,6 +157,7 @@ def calibrate(
         metrics: To fit to.
         tests: Other cases; those that are fitted to are not tested.
         leave_one_out: Fit to all cases but one as well, for each one.
+        gpu_power_w: Measured mean power of one GPU of the one case, for a power factor.
         played: Plays cases, maybe knowing some already.
 
     Raises:
@@ -162,10 +171,14 @@ def calibrate(
             "overloaded runs identify nothing: an error of step time is a much larger one of queueing there",
             expected="a run whose requests do not pile up",
         )
+    if gpu_power_w is not None and len(calm) > 1:
+        raise InputError("one power for several cases", expected="a run of its own")
     found = identify(_simulated(calm, metrics, played), {name: default_of(name) for name in names})
+    if gpu_power_w is not None:
+        level = base_level(calm[0].scenario, build_platform(calm[0].scenario))
+        found = with_power(found, calm[0], with_values(level, found.values), gpu_power_w)
     fitted = {(case.of, case.name) for case in calm}
     others = [case for case in tests if (case.of, case.name) not in fitted]
-    kept = tuple(case.name for case in cases if case not in calm)
     return Calibrated(
         cases=tuple(calm),
         metrics=tuple(metrics),
@@ -174,7 +187,7 @@ def calibrate(
         training=tuple(_tested(case, found.values, played) for case in calm),
         tests=tuple(_tested(case, found.values, played) for case in others),
         left_out=tuple(_left_out(calm, metrics, found, played)) if leave_one_out else (),
-        overloaded=kept,
+        overloaded=tuple(case.name for case in cases if case not in calm),
     )
 
 
@@ -261,9 +274,8 @@ def _calibration(cases: Sequence[NamedCase], found: Identified) -> Calibration:
                 f"cases of two machines: {what} {first[what]} and {other[what]} ({case.name})",
                 expected="runs of one GPU, model and engine",
             )
-    level, names = first.pop("level"), [f"{case.of}, {case.name.removeprefix(f'{case.of} ')}" for case in cases]
-    source = names[0] if len(names) == 1 else _summed(cases)
-    return Calibration(cast("BaseLevel", level), found.values, first, source)
+    level = cast("BaseLevel", first.pop("level"))
+    return Calibration(level, found.values, first, _source(cases))
 
 
 def _machine(case: NamedCase) -> dict[str, str]:
@@ -276,19 +288,10 @@ def _machine(case: NamedCase) -> dict[str, str]:
     }
 
 
-def _summed(cases: Sequence[NamedCase]) -> str:
+def _source(cases: Sequence[NamedCase]) -> str:
     """surf_a10_decode (9 cases) and surf_a10_prefill (8 cases)."""
+    if len(cases) == 1:
+        of, name = cases[0].of, cases[0].name
+        return of if name == of else f"{of}, {name.removeprefix(f'{of} ')}"
     counts = reduce(lambda known, case: known | {case.of: known.get(case.of, 0) + 1}, cases, dict[str, int]())
     return " and ".join(f"{of} ({count} cases)" for of, count in counts.items())
-
-
-def mean_error(compared: Sequence[Comparison], metric: str) -> float | None:
-    """Mean absolute error of a metric over cases, of its mean or else of its median; None = not measured."""
-    errors = [
-        abs(pair["error"])
-        for one in compared
-        if (points := one.metrics.get(metric))
-        and (pair := points.get("mean") or points.get("p50"))
-        and pair["error"] is not None
-    ]
-    return float(np.mean(errors)) if errors else None

@@ -142,7 +142,7 @@ def read_cases(
     if file.cases is not None and file.each_row is not None:
         raise InputError("both cases and each_row", where=str(path), expected="one of the two")
     root = (data or path.parent / file.data).resolve()
-    over = {"timing": level, "calibration": calibration and str(calibration)}
+    over = {"timing": level, "calibration": str(calibration) if calibration else None}
     parts = _chosen(_parts(path, tree, file, root), path, pattern)
     return [_named(path, name, part, root, over) for name, part in parts]
 

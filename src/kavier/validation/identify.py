@@ -33,8 +33,8 @@ MOST_FACTOR = 4.0
 MOST_TIMES = 20.0
 
 PRIOR_SD: Mapping[str, float] = {"calibration.kv_read_factor": 0.05}
-"""Factor -> how far from 1 it is taken to lie before anything is measured, one standard deviation: fitted to a
-run in which little KV is read it went to 1.4 and ruined others (timing study of six H100 runs)."""
+"""Factor -> how far from 1 it lies before anything is measured, one standard deviation: fitted to a run in
+which little KV is read it went to 1.4 and ruined others (timing study of six H100 runs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,8 @@ def least_squares(
         found = errors(dict(zip(names, (x * scales).tolist(), strict=True)))
         return np.concatenate([found.weights * found.logs, pull * (x[priors] - 1.0)])
 
-    found = solve(
-        residuals, begin, bounds=limits, diff_step=DIFFERENCE, ftol=1e-4, xtol=1e-4, max_nfev=MOST_STEPS
-    )
+    ends = {"ftol": PRECISION, "xtol": PRECISION, "max_nfev": MOST_STEPS}
+    found = solve(residuals, begin, bounds=limits, diff_step=DIFFERENCE, **ends)
     weights = errors(dict(zip(names, (found.x * scales).tolist(), strict=True))).weights
     data = found.fun[: len(weights)]
     freedom = max(float(np.sum(weights**2)) - len(names), 1.0)
@@ -173,7 +172,8 @@ def least_squares(
 DIFFERENCE = 0.02
 """Relative change by which slopes are taken: smaller ones drown in the steps of a scheduler."""
 
-MOST_STEPS = 20
+MOST_STEPS, PRECISION = 20, 1e-3
+"""When the search ends: after so many steps, or when errors or numbers change by so little."""
 
 
 def _root_of_inverse(jacobian: Array) -> Array:
@@ -194,9 +194,7 @@ def names_from(text: str) -> tuple[str, ...]:
     found: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
     for part in found:
         if part not in known:
-            raise InputError(
-                f"unknown number {part!r}", expected=", ".join(known), near=(part, known)
-            )
+            raise InputError(f"unknown number {part!r}", expected=", ".join(known), near=(part, known))
     if not found:
         raise InputError("no number to fit", expected=", ".join(known))
     return tuple(dict.fromkeys(known[part] for part in found))
