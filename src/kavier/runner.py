@@ -278,7 +278,7 @@ class _Run:
             return simulate_compiled(
                 requests, scenario.engine, self.timing, sampling=sampling, **common
             ), None
-        played = simulate_reference(requests, scenario.engine, self.timing, **common)
+        played = simulate_reference(requests, scenario.engine, self.timing, power=sampling.power, **common)
         return with_sums(played, self._power, gpus, scenario.fleet.replicas, sampling), why
 
     def _uncompiled(self) -> str | None:
@@ -297,6 +297,7 @@ def _facts(
         peak_used_blocks=played.peak_used_blocks,
         replicas=scenario.fleet.replicas,
         gpus_per_replica=gpus,
+        asleep_j=played.asleep_s * platform.gpu.loaded_idle_w * gpus,
         peak_flops_per_s=platform.gpu.flops_per_s[dtype],
         peak_bytes_per_s=platform.gpu.bandwidth_bytes_per_s,
         kv_blocks=played.kv_blocks,

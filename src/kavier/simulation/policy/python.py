@@ -19,7 +19,7 @@ from kavier.simulation.policy.views import LiveView, RequestView
 from kavier.simulation.replica import Replica
 from kavier.simulation.request import RANK, Request
 from kavier.timing.compiled import Compilable, StepTables
-from kavier.timing.step import StepCost, StepTimeModel, StepWork
+from kavier.timing.step import StepCost, StepTimeModel, StepWork, UnitCosts
 
 
 class PythonRouter:
@@ -51,6 +51,10 @@ class PythonTiming:
     def cost(self, work: StepWork) -> StepCost:
         """As `timing.step.StepTimeModel`."""
         return self._work.cost(work)._replace(time_s=self._policy.seconds(work))
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        """Those of the other model."""
+        return self._work.unit_costs(work)
 
     def compiled(self) -> StepTables:
         """The other model's tables, and the function for the time."""
