@@ -162,18 +162,33 @@ def least_squares(
     data = found.fun[: len(weights)]
     freedom = max(float(np.sum(weights**2)) - len(names), 1.0)
     scatter = max(float(np.sqrt(np.sum(data**2) / freedom)), MODEL_ERROR)
-    spread = _root_of_inverse(found.jac) * scatter * scales
+    spread = _root_of_inverse(_slopes(residuals, found.x, limits)) * scatter * scales
     return Identified(
         dict(zip(names, (found.x * scales).tolist(), strict=True)),
         dict(zip(names, spread.tolist(), strict=True)),
     )
 
 
-DIFFERENCE = 0.02
-"""Relative change by which slopes are taken: smaller ones drown in the steps of a scheduler."""
+DIFFERENCE = 0.1
+"""Relative change by which slopes are taken: when steps get longer, requests meet others, which moves metrics
+by a per cent at random. Of smaller differences that makes slopes that are none."""
 
 MOST_STEPS, PRECISION = 20, 1e-3
 """When the search ends: after so many steps, or when errors or numbers change by so little."""
+
+
+def _slopes(residuals: Callable[[Array], Array], x: Array, limits: Array) -> Array:
+    """The Jacobian at x by central differences."""
+    columns = []
+    for number, value in enumerate(x):
+        ends = []
+        for sign in (-1.0, 1.0):
+            moved = x.copy()
+            moved[number] = np.clip(value + sign * DIFFERENCE * max(value, DIFFERENCE), *limits[:, number])
+            ends.append((moved[number], residuals(moved)))
+        (low, below), (high, above) = ends
+        columns.append((above - below) / (high - low))
+    return np.column_stack(columns)
 
 
 def _root_of_inverse(jacobian: Array) -> Array:
