@@ -1,7 +1,8 @@
 """Fills docs/validation.md and its plots: `python docs/validate.py [LEVEL...]`, with ../shared/data there.
 
-Every case of validation/cases is played at every level (by default all that a scenario takes), then once more
-without each term, at the last level.
+Every case of validation/cases is played at every level (by default `datasheet`, and the best that there is for
+its GPU), then once more without each term, at the last level; then calibrations are made of some and tested on
+others.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from kavier.report.amounts import latency
+from kavier.report.calibration import calibration_sections, one_by_one_section
+from kavier.report.sections import markdown
 from kavier.report.svg import Panel, Series, svg
 from kavier.report.validation import LABELS, percent, size
-from kavier.scenario import Scenario
 from kavier.validation.ablation import ablate
+from kavier.validation.calibrate import calibrate, one_by_one
+from kavier.validation.calibration_file import as_plain
 from kavier.validation.case import read_cases
 from kavier.validation.compare import METRICS, STATISTICS, Comparison, errors_over
+from kavier.validation.identify import names_from
 from kavier.validation.validate import validate_case
 from kavier.yaml_text import parse_yaml
 
@@ -38,10 +43,8 @@ BAD = 0.10
 """Absolute error of a mean (or median) from which on a case is listed."""
 
 
-def levels() -> list[str]:
-    """The levels that a scenario takes."""
-    named, *_ = get_args(Scenario.model_fields["timing"].annotation)
-    return list(get_args(named))
+LEVELS = ("datasheet", "auto")
+"""Which a GPU without kernels may not have is no level for all cases; `auto` is the best that each has."""
 
 
 def played(chosen: Sequence[str]) -> Results:
@@ -51,7 +54,8 @@ def played(chosen: Sequence[str]) -> Results:
         for level in chosen:
             sys.stderr.write(f"{path.stem}, {level}\n")
             cases = read_cases(path, level=level)
-            results.setdefault(path.stem, {})[level] = [validate_case(case) for case in cases]
+            compared = [validate_case(case) for case in cases]
+            results.setdefault(path.stem, {})[compared[0].level] = compared
     return results
 
 
@@ -215,6 +219,30 @@ def _bad(stem: str, compared: Sequence[Comparison]) -> Iterator[str]:
             yield f"{name} | {bad} of {len(kept)} | {worst} | {which}"
 
 
+def calibrations() -> str:
+    """What `kavier calibrate` finds, and its errors where it was fitted and elsewhere."""
+    sys.stderr.write("calibrations\n")
+    names = {stem: names_from(text) for stem, text in _FITTED.items()}
+    by_stem = {path.stem: path for path in CASES}
+    a10 = [case for stem in ("surf_a10_decode", "surf_a10_prefill") for case in read_cases(by_stem[stem])]
+    qwen = by_stem["silicon_qwen3_32b"]
+    host = calibrate(read_cases(Path(f"{qwen}::TP8 1024/1024*")), names["host"], ["tpot_s"], read_cases(qwen))
+    made = [calibrate(a10, names["a10"], leave_one_out=True), host]
+    h100 = read_cases(by_stem["vllm_h100_runs"])
+    alone = [one_by_one(h100, names[which]) for which in ("client", "client and KV")]
+    tables = [s for one in made for s in calibration_sections(as_plain(one))]
+    tables += [one_by_one_section([as_plain(one) for one in many]) for many in alone]
+    return markdown("", tables).removeprefix("# \n\n").replace("## ", "#### ").rstrip()
+
+
+_FITTED = {
+    "a10": "client_s,compute_factor,prefill_attention_factor,memory_factor",
+    "host": "host.step_s,host.row_s",
+    "client": "client_s",
+    "client and KV": "client_s,kv_read_factor",
+}
+
+
 def ablation(level: str) -> str:
     """Median absolute error of means without each term, a table for each set of whole runs."""
     tables = []
@@ -228,7 +256,8 @@ def ablation(level: str) -> str:
             means = [one["metrics"].get(metric, {}).get("mean", {}) for metric in METRICS]
             cells = (f"{size(mean.get('median'))} / {size(mean.get('worst'))}" for mean in means)
             rows.append(f"| {one['removed']} | {' | '.join(cells)} |")
-        tables.append(f"{path.stem}, level {level}:\n\n" + "\n".join(rows))
+        named = validate_case(cases[0]).level
+        tables.append(f"{path.stem}, level {named}:\n\n" + "\n".join(rows))
     return "\n\n".join(tables)
 
 
@@ -239,7 +268,7 @@ def main() -> None:
     assert spec.loader
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    chosen = sys.argv[1:] or levels()
+    chosen = sys.argv[1:] or LEVELS
     PLOTS.mkdir(exist_ok=True)
     results = played(chosen)
     parts = {
@@ -247,6 +276,7 @@ def main() -> None:
         "failures": failures(results),
         "sets": sections(results),
         "ablation": ablation(chosen[-1]),
+        "calibrations": calibrations(),
     }
     text = PAGE.read_text(encoding="utf-8")
     for name, body in parts.items():

@@ -93,7 +93,8 @@ def identify(errors: Simulated, defaults: Mapping[str, float]) -> Identified:
         refused[worst] = doubts[worst][1]
     reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
     raise InputError(
-        f"the run identifies none of these numbers: {reasons}", expected="a longer or another run, or --fit"
+        f"the run identifies none of these numbers: {reasons}",
+        expected="a run that tells more, or other numbers in --fit",
     )
 
 
