@@ -1,8 +1,8 @@
 """Fills docs/validation.md and its plots: `python docs/validate.py [LEVEL...]`, with ../shared/data there.
 
-Every case of validation/cases is played at every level (by default `datasheet`, and the best that there is for
-its GPU), then once more without each term, at the last level; then calibrations are made of some and tested on
-others.
+Every case of validation/cases is played at every level (by default `datasheet`, and the best that there is
+for its GPU), then once more without each term, at the last level; then some are calibrated to, and tested
+on others.
 """
 
 from __future__ import annotations

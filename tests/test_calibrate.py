@@ -324,6 +324,7 @@ def test_a_file_that_is_not_there():
         (("--fit", "speed"), "unknown number 'speed'"),
         (("--fit", "compute_facto"), "did you mean compute_factor"),
         (("--fit", ","), "no number to fit"),
+        (("--fit", "power_factor"), "latencies do not tell power_factor; expected --gpu-power-w W"),
         (("--on", "latency"), "--on (got 'latency'); expected ttft, tpot or e2e"),
         (("--one-by-one", "--leave-one-out"), "--one-by-one makes a table"),
         (("--leave-one-out",), "one case cannot be left out of one"),

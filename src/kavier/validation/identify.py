@@ -178,6 +178,10 @@ MOST_STEPS, PRECISION = 20, 1e-3
 """When the search ends: after so many steps, or when errors or numbers change by so little."""
 
 
+LEAST_INFORMATION = 1e-10
+"""Share of the largest, below which a direction among the numbers tells nothing."""
+
+
 def _slopes(residuals: Callable[[Array], Array], x: Array, limits: Array) -> Array:
     """The Jacobian at x by central differences."""
     columns = []
@@ -195,7 +199,9 @@ def _slopes(residuals: Callable[[Array], Array], x: Array, limits: Array) -> Arr
 def _root_of_inverse(jacobian: Array) -> Array:
     """Square roots of the diagonal of (J^T J)^-1; infinite where the columns are not independent."""
     information = jacobian.T @ jacobian
-    if np.linalg.cond(information) > 1e10:
+    if np.linalg.matrix_rank(information, tol=LEAST_INFORMATION * np.abs(information).max()) < len(
+        information
+    ):
         return np.full(len(information), np.inf)
     return np.sqrt(np.diag(np.linalg.inv(information)))
 
@@ -209,6 +215,8 @@ def names_from(text: str) -> tuple[str, ...]:
     known = {name.removeprefix("calibration."): name for name in (CLIENT, *DIVIDED, *REPLACED)}
     found: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
     for part in found:
+        if part == "power_factor":
+            raise InputError("latencies do not tell power_factor", expected="--gpu-power-w W")
         if part not in known:
             raise InputError(f"unknown number {part!r}", expected=", ".join(known), near=(part, known))
     if not found:
