@@ -567,7 +567,7 @@ def test_the_page_is_made_of_comparisons(tmp_path, monkeypatch):
         assert f"(validation/{name}.svg)" in sections
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
     text = (ROOT / "docs" / "validation.md").read_text()
-    for part in ("overview", "failures", "sets", "ablation", "calibrations"):
+    for part in ("overview", "failures", "sets", "trust", "ablation", "calibrations"):
         assert text.count(f"<!-- generated: {part} -->") == 1
 
 

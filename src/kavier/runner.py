@@ -129,7 +129,15 @@ def simulate(
     facts = _facts(resolved, platform, played, window_s)
     summary = summarise_run(requests, timeline.totals(), played.token_gaps, facts)
     summary["trust"] = trust(
-        resolved, platform, workload, played.truncated, run.timing, power, summary, calibrated.get(CLIENT)
+        resolved,
+        platform,
+        workload,
+        requests,
+        played.truncated,
+        run.timing,
+        power,
+        summary,
+        calibrated.get(CLIENT),
     )
     summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
     return Result(

@@ -86,7 +86,7 @@ def parameters_of(
                 expected=f"one of {', '.join(calibrated_gpus())}; or --calibration FILE, the output of "
                 "kavier calibrate",
             )
-    shared = dict(_shared(gpu))
+    shared = _shared(gpu)
     if level == "datasheet" or (level is None and not has_kernels(gpu.name)):
         return Parameters("datasheet", shared)
     if not has_kernels(gpu.name):
@@ -172,8 +172,19 @@ def _numbers(found: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return {name: float(entry["value"]) for name, entry in found.items()}
 
 
-def _shared(gpu: GpuSpec) -> Iterator[tuple[str, float]]:
-    """The shared constants of this GPU's classes, under the names that a measured GPU's have."""
+def _shared(gpu: GpuSpec) -> dict[str, float]:
+    """The shared constants of this GPU's classes, under the names that a measured GPU's have.
+
+    Kernels that were measured on no memory of its class reach of it what plain matrix multiplications do.
+    """
+    found = dict(_of_classes(gpu))
+    for group in {_group(name) for name in found if name.endswith(".compute_efficiency")}:
+        if group.startswith(("gemm.", "moe.")):
+            found.setdefault(f"{group}.memory_efficiency", found["gemm.bf16.memory_efficiency"])
+    return found
+
+
+def _of_classes(gpu: GpuSpec) -> Iterator[tuple[str, float]]:
     memory, attention, link = f"memory.{memory_class(gpu)}.", attention_kernel(gpu), link_class(gpu)
     for name, number in _numbers(shared_entries()).items():
         kind, _, rest = name.partition(".")
