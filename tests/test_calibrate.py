@@ -467,6 +467,17 @@ def test_a_scenario_that_names_a_calibration_takes_it_from_its_folder(tmp_path):
     assert result.scenario.timing == "calibrated"
 
 
+def test_a_kept_run_can_be_run_again_with_its_calibration(tmp_path, monkeypatch):
+    calibration_file(tmp_path, compute_factor=1.2, client_s=0.01)
+    monkeypatch.chdir(tmp_path)
+    flags = ("--calibration", "numbers.toml", "--num-prompts", "20", "--request-rate", "2", "--json")
+    first = kavier("run", *LLAMA, *flags, "--out", "kept")
+    again = kavier("run", Path("kept", "scenario.resolved.yaml"), "--json")
+    summaries = [json.loads(ended.out) for ended in (first, again)]
+    assert summaries[0]["ttft_s"] == summaries[1]["ttft_s"]
+    assert {summary["trust"]["timing_level"] for summary in summaries} == {"calibrated"}
+
+
 def test_kernels_of_the_version_lie_under_a_calibration(tmp_path):
     calibration = read_calibration(calibration_file(tmp_path, memory_factor=2.0))
     own = kernel_entries("H100-SXM", "0.14")["gemm.bf16.memory_efficiency"]["value"]

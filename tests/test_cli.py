@@ -356,7 +356,9 @@ def test_the_resolved_scenario_is_the_scenario_with_engine_defaults_filled_in(he
         dump_scenario(parse_scenario(base(fleet={"gpu": GPU, "replicas": 2})), Path("out")), "given"
     )
     assert resolved["fleet"]["gpu"] == "H100-SXM"
-    assert {key for key in given if given[key] != resolved[key]} == {"engine", "fleet", "prices", "site"}
+    assert {key for key in given if given[key] != resolved[key]} == {
+        "engine", "fleet", "prices", "site", "timing",
+    }  # fmt: skip
 
 
 def test_a_progress_bar_shows_on_stderr_only_and_only_when_it_takes_long(
