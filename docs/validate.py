@@ -1,8 +1,8 @@
 """Fills docs/validation.md and its plots: `python docs/validate.py [LEVEL...]`, with ../shared/data there.
 
 Every case of validation/cases is played at every level (by default the best there is and the datasheet), then
-once more without each term, at the first level. What was found is also written to metrics/validated.toml,
-which tells every run how far off it may be.
+once more without each term, at the first level; then some are calibrated to, and tested on others. What was
+found is also written to metrics/validated.toml, which tells every run how far off it may be.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import polars as pl
 
 from kavier.metrics.validated import Validated, record_toml
 from kavier.report.amounts import latency
+from kavier.report.calibration import calibration_sections, one_by_one_section
+from kavier.report.sections import markdown
 from kavier.report.svg import Panel, Series, svg
 from kavier.report.validation import LABELS, percent, size
 from kavier.validation.ablation import ablate
+from kavier.validation.calibrate import calibrate, one_by_one
+from kavier.validation.calibration_file import as_plain
 from kavier.validation.case import NamedCase, read_cases
 from kavier.validation.compare import METRICS, STATISTICS, Comparison, errors_over
+from kavier.validation.identify import names_from
 from kavier.validation.record import covered, recorded
 from kavier.validation.validate import validate_case
 from kavier.yaml_text import parse_yaml
@@ -217,6 +222,30 @@ def _bad(stem: str, compared: Sequence[Comparison]) -> Iterator[str]:
             yield f"{name} | {bad} of {len(kept)} | {worst} | {which}"
 
 
+def calibrations() -> str:
+    """What `kavier calibrate` finds, and its errors where it was fitted and elsewhere."""
+    sys.stderr.write("calibrations\n")
+    names = {stem: names_from(text) for stem, text in _FITTED.items()}
+    by_stem = {path.stem: path for path in CASES}
+    a10 = [case for stem in ("surf_a10_decode", "surf_a10_prefill") for case in read_cases(by_stem[stem])]
+    qwen = by_stem["silicon_qwen3_32b"]
+    host = calibrate(read_cases(Path(f"{qwen}::TP8 1024/1024*")), names["host"], ["tpot_s"], read_cases(qwen))
+    made = [calibrate(a10, names["a10"], leave_one_out=True), host]
+    h100 = read_cases(by_stem["vllm_h100_runs"])
+    alone = [one_by_one(h100, names[which]) for which in ("client", "client and KV")]
+    tables = [s for one in made for s in calibration_sections(as_plain(one))]
+    tables += [one_by_one_section([as_plain(one) for one in many]) for many in alone]
+    return markdown("", tables).removeprefix("# \n\n").replace("## ", "#### ").rstrip()
+
+
+_FITTED = {
+    "a10": "client_s,compute_factor,prefill_attention_factor,memory_factor",
+    "host": "host.step_s,host.row_s",
+    "client": "client_s",
+    "client and KV": "client_s,kv_read_factor",
+}
+
+
 def trust(pairs: Sequence[tuple[NamedCase, Comparison]], record: Sequence[Validated]) -> str:
     """How often the error that a run is told to expect covers the measured one."""
     head = "| Expected from | Level | Metric | Runs | Within 1 | Within 2 | Worst |"
@@ -243,7 +272,8 @@ def ablation(level: str) -> str:
             means = [one["metrics"].get(metric, {}).get("mean", {}) for metric in METRICS]
             cells = (f"{size(mean.get('median'))} / {size(mean.get('worst'))}" for mean in means)
             rows.append(f"| {one['removed']} | {' | '.join(cells)} |")
-        tables.append(f"{path.stem}, level {level}:\n\n" + "\n".join(rows))
+        named = validate_case(cases[0]).level
+        tables.append(f"{path.stem}, level {named}:\n\n" + "\n".join(rows))
     return "\n\n".join(tables)
 
 
@@ -265,6 +295,7 @@ def main() -> None:
         "sets": sections(results),
         "trust": trust(pairs, record),
         "ablation": ablation(chosen[0]),
+        "calibrations": calibrations(),
     }
     text = PAGE.read_text(encoding="utf-8")
     for name, body in parts.items():

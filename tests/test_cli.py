@@ -134,6 +134,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--trace t.csv --no-scheduler-reserve-full-isl", engine(scheduler_reserve_full_isl=False)),
     ("--trace t.csv --trace-block-size 16", base(workload={"trace": "t.csv", "block_tokens": 16})),
     ("--trace t.csv --timing p.py:f", base(timing="p.py:f")),
+    ("--trace t.csv --calibration c.toml", base(calibration="c.toml")),
     ("--trace t.csv --router p.py:f", base(fleet={"gpu": GPU, "router": "p.py:f"})),
     ("--trace t.csv --no-kv-cache", engine(kv_cache=False)),
     (
@@ -355,7 +356,9 @@ def test_the_resolved_scenario_is_the_scenario_with_engine_defaults_filled_in(he
         dump_scenario(parse_scenario(base(fleet={"gpu": GPU, "replicas": 2})), Path("out")), "given"
     )
     assert resolved["fleet"]["gpu"] == "H100-SXM"
-    assert {key for key in given if given[key] != resolved[key]} == {"engine", "fleet", "prices", "site"}
+    assert {key for key in given if given[key] != resolved[key]} == {
+        "engine", "fleet", "prices", "site", "timing",
+    }  # fmt: skip
 
 
 def test_a_progress_bar_shows_on_stderr_only_and_only_when_it_takes_long(

@@ -29,8 +29,16 @@ TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:51.2224670,879,55
 """
 RUN = "arrival_s,prompt_tokens,output_tokens,ttft_s,e2e_s\n" + "".join(
-    f"{i / 2},{500 + i},{40 + i},0.05,{0.4 + i / 50}\n" for i in range(20)
+    f"{i / 2},{500 + i},{40 + i},0.021,{0.021 + 0.0068 * (39 + i):.4f}\n" for i in range(20)
 )
+CALIBRATION = """[measured]
+level = "kernels"
+[calibration.client_s]
+value = 0.01
+unit = "s"
+source = "my-run.csv"
+date = "2026-11-28"
+"""
 
 
 def load_generator():
@@ -63,6 +71,7 @@ def desk(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "my-trace.csv").write_text(TRACE)
     (tmp_path / "my-run.csv").write_text(RUN)
+    (tmp_path / "my-calibration.toml").write_text(CALIBRATION)
     (tmp_path / "my-scenario.yaml").write_text(blocks(ROOT / "docs" / "scenario.md", "yaml")[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -88,6 +97,7 @@ def test_every_command_runs_as_it_is_written(command, desk, monkeypatch, capsys)
 def test_there_are_commands_of_each_kind():
     assert {command.split()[1] for command in commands()} == {
         "run",
+        "calibrate",
         "workload",
         "catalog",
         "explain",

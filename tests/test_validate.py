@@ -206,7 +206,7 @@ def test_a_table_that_does_not_do(tmp_path, text, problem):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "nothing to validate; expected case files, or --measured FILE"),
+        ((), "no measured run; expected case files, or --measured FILE"),
         (("nowhere.yaml",), "nowhere.yaml: cannot read the case file"),
         (("good.csv",), "a table is no case file (YAML): good.csv; expected --measured good.csv"),
         (("case.yaml", "--max-num-seqs", "3"), "--max-num-seqs describes the run of --measured FILE"),
@@ -567,7 +567,7 @@ def test_the_page_is_made_of_comparisons(tmp_path, monkeypatch):
         assert f"(validation/{name}.svg)" in sections
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
     text = (ROOT / "docs" / "validation.md").read_text()
-    for part in ("overview", "failures", "sets", "trust", "ablation"):
+    for part in ("overview", "failures", "sets", "trust", "ablation", "calibrations"):
         assert text.count(f"<!-- generated: {part} -->") == 1
 
 

@@ -32,6 +32,7 @@ from kavier.simulation.policy.python import PythonTiming, in_order, keys_of
 from kavier.simulation.policy.views import arrivals
 from kavier.simulation.reference import simulate_reference
 from kavier.simulation.sampling import Sampling, count_intervals
+from kavier.timing.calibration import CLIENT, POWER, read_calibration
 from kavier.timing.compiled import Compilable
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
@@ -113,7 +114,8 @@ def simulate(
     if resolved.timing == "auto":
         resolved = resolved.model_copy(update={"timing": parameters.level})
     datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine, parameters)
-    power = power_model(scenario.power, platform.gpu, platform.model)
+    calibrated = parameters.calibration.values if parameters.calibration else {}
+    power = power_model(scenario.power, platform.gpu, platform.model).scaled(calibrated.get(POWER, 1.0))
     run = _Run(resolved, platform, workload, datasheet, power, policies)
     origin_s = _origin_s(workload)
     kept: list[pl.DataFrame] = []
@@ -121,13 +123,21 @@ def simulate(
     played, why = run.play(timeline, progress)
     requests = with_latencies(played.requests)
     if scenario.client == "http":
-        requests = with_client(requests)
+        requests = with_client(requests, calibrated.get(CLIENT))
     window_s = window(requests, played.end_s)
     timeline.close(played.cells, window_s[1])
     facts = _facts(resolved, platform, played, window_s)
     summary = summarise_run(requests, timeline.totals(), played.token_gaps, facts)
     summary["trust"] = trust(
-        resolved, platform, workload, requests, played.truncated, run.timing, power, summary
+        resolved,
+        platform,
+        workload,
+        requests,
+        played.truncated,
+        run.timing,
+        power,
+        summary,
+        calibrated.get(CLIENT),
     )
     summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
     return Result(
@@ -188,8 +198,9 @@ def _resolve(scenario: Scenario, platform: Platform, policies: Mapping[str, Poli
 
 def _parameters(scenario: Scenario, platform: Platform) -> Parameters:
     """The numbers of the step-time model at the level asked for, or the best there is."""
-    level = scenario.timing if scenario.timing in ("datasheet", "kernels") else None
-    return parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version)
+    level = scenario.timing if scenario.timing in ("datasheet", "kernels", "calibrated") else None
+    calibration = read_calibration(scenario.calibration) if scenario.calibration else None
+    return parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version, calibration)
 
 
 class _Run:

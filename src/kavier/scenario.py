@@ -355,9 +355,12 @@ class Scenario(Section):
     fleet: Fleet
     engine: Engine = Engine()
     timing: Annotated[
-        Literal["auto", "kernels", "datasheet"] | PolicyName,
-        Field(description="what prices a step; auto = measured kernels of the GPU, or else its datasheet"),
+        Literal["auto", "kernels", "calibrated", "datasheet"] | PolicyName,
+        Field(description="what prices a step; auto = the best there is for the GPU"),
     ] = "auto"
+    calibration: Annotated[
+        Path | None, Field(description="numbers of a measured run, as `kavier calibrate` writes them")
+    ] = None
     power: Annotated[
         Literal["saturating", "additive", "constant"],
         Field(description="GPU power in a step: see docs/metrics.md"),
@@ -370,6 +373,12 @@ class Scenario(Section):
     prices: Prices = Prices()
     slo: Slo = Slo()
     output: Output = Output()
+
+    @model_validator(mode="after")
+    def _one_level(self) -> Scenario:
+        if self.calibration is not None and self.timing not in ("auto", "calibrated"):
+            raise ValueError(f"timing {self.timing!r} takes no calibration; expected auto or calibrated")
+        return self
 
 
 def parse_scenario(tree: Mapping[str, Any], *, where: str = "scenario") -> Scenario:

@@ -31,7 +31,11 @@ def run(
         str | None, typer.Option(help="Name (docs/scenario.md) or FILE.py:FUNCTION.  [round-robin]")
     ] = None,
     timing: Annotated[
-        str | None, typer.Option(help="kernels, datasheet, or FILE.py:FUNCTION: seconds a step.  [auto]")
+        str | None,
+        typer.Option(help="kernels, calibrated, datasheet or FILE.py:FUNCTION, what prices a step.  [auto]"),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Numbers of a measured run: the output of `kavier calibrate`.")
     ] = None,
     client: Annotated[
         str | None, typer.Option(help="Where latencies are taken: engine, or http: its client.  [engine]")
@@ -197,6 +201,7 @@ PATHS = {
     "replicas": "fleet.replicas",
     "router": "fleet.router",
     "timing": "timing",
+    "calibration": "calibration",
     "client": "client",
     "region": "site.region",
     "seed": "seed",

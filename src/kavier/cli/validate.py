@@ -64,10 +64,7 @@ def validate(
     given = {name: value for name, value in flags.items() if value is not None}
     if level is not None:
         given["timing"] = level
-    if measured is None:
-        named = _from_files(cases or [], given, data, client, skip_first)
-    else:
-        named = [_from_flags(measured, cases or [], given, client, skip_first)]
+    named = named_cases(measured, cases or [], given, data, client, skip_first)
     show_log()
     if ablate:
         print_ablation(_ablation(named), json=json)
@@ -78,21 +75,41 @@ def validate(
     print_validation([one.as_dict() for one in compared], summary(compared), json=json)
 
 
+def named_cases(
+    measured: Path | None,
+    paths: list[Path],
+    given: dict[str, Any],
+    data: Path | None,
+    client: str | None,
+    skip_first: int,
+) -> list[NamedCase]:
+    """Those of case files, or that of a measured table and the flags that describe its engine.
+
+    Raises:
+        InputError: Both, or neither, or whatever is wrong with them.
+    """
+    if measured is None:
+        return _from_files(paths, given, data, client, skip_first)
+    return [_from_flags(measured, paths, given, client, skip_first)]
+
+
 def _from_files(
     paths: list[Path], given: dict[str, Any], data: Path | None, client: str | None, skip_first: int
 ) -> list[NamedCase]:
     from kavier.validation.case import read_cases
 
     beside = {**given, "client": client, "skip_first": skip_first or None}
-    odd = [name for name, value in beside.items() if value is not None and name != "timing"]
+    allowed = ("timing", "calibration")
+    odd = [name for name, value in beside.items() if value is not None and name not in allowed]
     if odd:
         raise InputError(
             f"--{odd[0].replace('_', '-')} describes the run of --measured FILE; a case file has its own",
             expected="--measured, or the key in the case file",
         )
     if not paths:
-        raise InputError("nothing to validate", expected="case files, or --measured FILE")
-    return [one for path in paths for one in read_cases(path, data, given.get("timing"))]
+        raise InputError("no measured run", expected="case files, or --measured FILE")
+    over = {"level": given.get("timing"), "calibration": given.get("calibration")}
+    return [one for path in paths for one in read_cases(path, data, **over)]
 
 
 def _from_flags(

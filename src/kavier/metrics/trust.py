@@ -74,6 +74,7 @@ def trust(
     timing: Assuming,
     power: PowerModel,
     summary: Mapping[str, Any],
+    client_s: float | None = None,
 ) -> dict[str, Any]:
     """What a reader should know before believing a number; keys as in the glossary.
 
@@ -86,6 +87,7 @@ def trust(
         timing: The step-time model used.
         power: The power model used.
         summary: What came out.
+        client_s: A calibration's constant of an HTTP client.
     """
     load = _load(scenario, platform, requests, timing, summary)
     errors = _errors(platform, timing.level, power, load, summary)
@@ -95,7 +97,7 @@ def trust(
         *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
-        client_note(scenario.client),
+        client_note(scenario.client, client_s),
         *timing.assumptions(),
         power.expected_error(),
         "facility energy is GPU energy x PUE: hosts (CPU, DRAM, fans) are not modelled",

@@ -1,4 +1,4 @@
-"""Step times of any GPU and model as the sum of their kernels: levels "datasheet" and "kernels"."""
+"""Step times of any GPU and model as the sum of their kernels, at every level."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DatasheetTiming:
         parameters: Numbers of the kernels; None = the best there are for this GPU.
 
     Attributes:
-        level: "kernels" or "datasheet", see `parameters.parameters_of`.
+        level: "calibrated", "kernels" or "datasheet", see `parameters.parameters_of`.
     """
 
     def __init__(
@@ -256,11 +256,14 @@ def pad(tokens: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
-    if p.level == "kernels":
-        yield f"step time: measured kernels of {gpu.name}, no measured run of this model on it"
+    if p.measured:
+        yield f"step time: measured kernels of {gpu.name}, {_measured_run(p, 'of a run of this model on it')}"
         yield from _unmeasured(model, gpu, engine, p)
     else:
-        yield "step time: datasheet peaks with kernel constants shared by GPUs, no measurement of this one"
+        constants = "datasheet peaks with kernel constants shared by GPUs"
+        yield f"step time: {constants}, {_measured_run(p, 'of this one')}"
+    if p.calibration and (apart := ", ".join(p.calibration.elsewhere(gpu.name, model.name, engine))):
+        yield f"the calibration belongs to another configuration: {apart}"
     yield _host_assumption(engine, p)
     yield _SAMPLERS[sampler_of(model, engine)]
     yield from _weight_assumptions(model, gpu, p)
@@ -276,6 +279,15 @@ _SAMPLERS = {
     "sort": "sampling by top-k and top-p, as the model's generation_config asks, sorts each row's logits",
     "select": "sampling by top-k and top-p, as the model's generation_config asks, without sorting logits",
 }
+
+
+def _measured_run(p: Parameters, missing: str) -> str:
+    """What a measured run corrected."""
+    if p.calibration is None:
+        return f"no measurement {missing}"
+    numbers = p.calibration.values.items()
+    said = (f"{name.removeprefix('calibration.')} {value:.4g}" for name, value in numbers)
+    return f"calibrated ({', '.join(said)}) on {p.calibration.source}"
 
 
 def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
@@ -321,7 +333,8 @@ def _weight_assumptions(model: ModelSpec, gpu: GpuSpec, p: Parameters) -> Iterat
     dtype = model.weight_dtype
     if gpu.vendor != "nvidia":
         yield f"no kernel of {gpu.name}'s vendor is behind the constants: expect larger errors"
-    if p.level == "datasheet" and gpu.tdp_w <= SMALL_CARD_W:
+    sustained = p.calibration is not None and "calibration.compute_factor" in p.calibration.values
+    if not p.measured and not sustained and gpu.tdp_w <= SMALL_CARD_W:
         yield "cards whose power limit lowers their clocks prefill slower (A10: 1.4 to 1.6 times, measured)"
     if dtype == "fp8" and compute_dtype(gpu, dtype) != "fp8":
         yield f"{gpu.name} has no fp8: weights are read as fp8 and computed at the bf16 peak"

@@ -2,23 +2,24 @@
 
 `datasheet.toml` holds constants that GPUs share, by class of memory, attention kernel and link; a file of
 `kernels/` holds what was fitted to measured kernels of one GPU, under the same names. Both are written by
-`kavier fit-kernels`.
+`kavier fit-kernels`. A calibration corrects them by what was fitted to a measured run: `calibration.py`.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.errors import InputError
+from kavier.timing.calibration import BaseLevel, Calibration, calibrated_gpus, shipped_calibration
 from kavier.timing.constants import entries
 
-Level = Literal["datasheet", "kernels"]
+Level = BaseLevel | Literal["calibrated"]
 
 HBM3_BANDWIDTH = 3e12
 GDDR6_BANDWIDTH = 0.9e12
@@ -29,13 +30,16 @@ class Parameters:
     """Numbers by dotted name (`gemm.bf16.launch_s`).
 
     Attributes:
-        level: "kernels" when some were fitted to measured kernels of this GPU.
-        measured: Groups (`gemm.bf16`) that were.
+        level: "kernels" when some were fitted to measured kernels of this GPU, "calibrated" when some were
+            to a measured run.
+        measured: Groups (`gemm.bf16`) fitted to kernels.
+        calibration: Of level "calibrated": the run's numbers; `values` has them already.
     """
 
     level: Level
     values: Mapping[str, float] = field(repr=False)
     measured: frozenset[str] = frozenset()
+    calibration: Calibration | None = None
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -50,17 +54,38 @@ class Parameters:
 
     def replaced(self, values: Mapping[str, float]) -> Parameters:
         """The same with some numbers replaced."""
-        return Parameters(self.level, {**self.values, **values}, self.measured)
+        return replace(self, values={**self.values, **values})
+
+    def calibrated(self, calibration: Calibration) -> Parameters:
+        """The same, corrected by a measured run."""
+        return Parameters("calibrated", calibration.corrected(self.values), self.measured, calibration)
 
 
-def parameters_of(gpu: GpuSpec, level: Level | None = None, vllm_version: str = "0.33") -> Parameters:
-    """The numbers for a GPU at a level; None = the best there is.
+def parameters_of(
+    gpu: GpuSpec,
+    level: Level | None = None,
+    vllm_version: str = "0.33",
+    calibration: Calibration | None = None,
+) -> Parameters:
+    """The numbers for a GPU at a level; None = the best there is: kernels, calibrated, datasheet.
 
-    Of each group those measured with the version of vLLM that is nearest to `vllm_version`.
+    Of each group those measured with the version of vLLM that is nearest to `vllm_version`. A calibration
+    is that of level "calibrated"; without one it is the GPU's that comes with Kavier.
 
     Raises:
-        InputError: Level "kernels" for a GPU without measured kernels.
+        InputError: Level "kernels" for a GPU without measured kernels, or "calibrated" for one without
+            calibration.
     """
+    if level == "calibrated" or (level is None and (calibration or not has_kernels(gpu.name))):
+        calibration = calibration or shipped_calibration(gpu.name)
+        if calibration:
+            return parameters_of(gpu, calibration.level, vllm_version).calibrated(calibration)
+        if level:
+            raise InputError(
+                f"no calibration of {gpu.name} comes with Kavier",
+                expected=f"one of {', '.join(calibrated_gpus())}; or --calibration FILE, the output of "
+                "kavier calibrate",
+            )
     shared = _shared(gpu)
     if level == "datasheet" or (level is None and not has_kernels(gpu.name)):
         return Parameters("datasheet", shared)

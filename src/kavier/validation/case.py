@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,10 @@ class Case(Section):
         if self.closed_loop and self.warmup_requests:
             raise ValueError("warmup_requests of a closed loop belong into closed_loop")
         return self
+
+
+_Parts = Sequence[tuple[str, dict[str, Any]]]
+"""(name, tree) of each case of a file."""
 
 
 class EachRow(Rows):
@@ -117,17 +122,22 @@ class NamedCase:
     source: str = ""
 
 
-def read_cases(path: Path, data: Path | None = None, level: str | None = None) -> list[NamedCase]:
+def read_cases(
+    path: Path, data: Path | None = None, level: str | None = None, calibration: Path | None = None
+) -> list[NamedCase]:
     """The cases of a file.
 
     Args:
-        path: YAML.
+        path: YAML; FILE::PATTERN are those whose name, without the file's, matches (`TP8 1024/*`).
         data: Root of the measured data; None = the file's own `data`, taken from the file's folder.
         level: Of step times; None = as the scenarios say.
+        calibration: Likewise.
 
     Raises:
-        InputError: Whatever is wrong with the file, or its data are not there.
+        InputError: Whatever is wrong with the file, its data are not there, or no case matches.
     """
+    text, _, pattern = str(path).partition(CHOICE)
+    path = Path(text)
     tree = _read_tree(path)
     head = {key: tree.pop(key) for key in CaseFile.model_fields if key in tree}
     try:
@@ -137,8 +147,24 @@ def read_cases(path: Path, data: Path | None = None, level: str | None = None) -
     if file.cases is not None and file.each_row is not None:
         raise InputError("both cases and each_row", where=str(path), expected="one of the two")
     root = (data or path.parent / file.data).resolve()
-    parts = _parts(path, tree, file, root)
-    return [replace(_named(path, name, part, root, level), source=file.source) for name, part in parts]
+    over = {"timing": level, "calibration": str(calibration) if calibration else None}
+    parts = _chosen(_parts(path, tree, file, root), path, pattern)
+    return [replace(_named(path, name, part, root, over), source=file.source) for name, part in parts]
+
+
+CHOICE = "::"
+"""Between a case file and the pattern of the cases that are wanted."""
+
+
+def _chosen(parts: _Parts, path: Path, pattern: str) -> _Parts:
+    """Those whose name matches."""
+    if not pattern:
+        return parts
+    names = [name.removeprefix(f"{path.stem} ") for name, _ in parts]
+    found = [part for name, part in zip(names, parts, strict=True) if fnmatchcase(name, pattern)]
+    if not found:
+        raise InputError(f"no case {pattern!r}", where=str(path), near=(pattern, names))
+    return found
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
@@ -157,15 +183,16 @@ def _read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _named(path: Path, name: str, tree: dict[str, Any], root: Path, level: str | None) -> NamedCase:
+def _named(
+    path: Path, name: str, tree: dict[str, Any], root: Path, over: Mapping[str, str | None]
+) -> NamedCase:
     where = str(path) if name == path.stem else f"{path}, case {name}"
     try:
         case = Case.model_validate(tree)
     except ValidationError as error:
         raise explain(error, where, Case) from None
     plain = anchor_paths(deepcopy(dict(case.scenario)), path.parent)
-    if level is not None:
-        plain["timing"] = level
+    plain |= {key: value for key, value in over.items() if value is not None}
     if case.closed_loop:
         plain["workload"] = case.closed_loop.workload()
     if case.measured:
@@ -188,9 +215,7 @@ def existing(path: Path) -> Path:
     return path
 
 
-def _parts(
-    path: Path, tree: dict[str, Any], file: CaseFile, root: Path
-) -> Sequence[tuple[str, dict[str, Any]]]:
+def _parts(path: Path, tree: dict[str, Any], file: CaseFile, root: Path) -> _Parts:
     if file.cases is not None:
         return [(name, merged(tree, part)) for name, part in file.cases.items()]
     if file.each_row is not None:
