@@ -35,7 +35,7 @@ from kavier.timing.step import StepCost, StepTimeModel, StepWork
 def gpu(name, architecture, bandwidth, bf16, interconnect="nvlink", link=450e9, tdp=700.0, **more) -> GpuSpec:
     return GpuSpec(
         name, "nvidia", architecture, 80 * 2**30, bandwidth, {"bf16": bf16, **more}, tdp, 70.0, 122.0,
-        interconnect, link, 132,
+        interconnect, link, 132, 50_000_000,
     )  # fmt: skip
 
 

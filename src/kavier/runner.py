@@ -106,7 +106,9 @@ def simulate(
     policies = policies_of(scenario, given)
     resolved = _resolve(scenario, platform, policies)
     level = resolved.timing if resolved.timing in ("datasheet", "kernels") else None
-    parameters = parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version)
+    parameters = parameters_of(
+        platform.gpu, cast("Level | None", level), platform.engine.vllm_version, scenario.kernels
+    )
     datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine, parameters)
     power = power_model(scenario.power, platform.gpu, platform.model)
     run = _Run(resolved, platform, workload, datasheet, power, policies)

@@ -358,6 +358,10 @@ class Scenario(Section):
         Literal["auto", "kernels", "datasheet"] | PolicyName,
         Field(description="what prices a step; auto = measured kernels of the GPU, or else its datasheet"),
     ] = "auto"
+    kernels: Annotated[
+        Path | None,
+        Field(description="folder that `kavier fit-kernels --out` wrote, before the shipped kernels"),
+    ] = None
     power: Annotated[
         Literal["saturating", "additive", "constant"],
         Field(description="GPU power in a step: see docs/metrics.md"),

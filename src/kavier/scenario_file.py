@@ -37,6 +37,7 @@ _FILES = (
     "workload.synthetic.output_tokens.trace",
     "workload.synthetic.prefixes.turn_tokens.trace",
     "site.carbon_series",
+    "kernels",
 )
 
 _POLICIES = ("fleet.router", "engine.scheduling_policy", "timing")

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from kavier.cli import catalog, conformance, explain, power, run, validate, workload
+from kavier.cli import catalog, conformance, explain, fit_kernels, power, run, validate, workload
 from kavier.cli.vllm_command import VllmCommand
 from kavier.errors import InputError, one_of
 
@@ -29,6 +29,7 @@ app.command("catalog")(catalog.catalog)
 app.command("explain")(explain.explain)
 app.command("validate", cls=VllmCommand)(validate.validate)
 app.command("conformance", cls=VllmCommand)(conformance.conformance)
+app.command("fit-kernels")(fit_kernels.fit_kernels)
 app.command("fit-power")(power.fit_power)
 app.command("validate-power")(power.validate_power)
 

@@ -33,6 +33,9 @@ def run(
     timing: Annotated[
         str | None, typer.Option(help="datasheet, or FILE.py:FUNCTION: seconds a step.  [datasheet]")
     ] = None,
+    kernels: Annotated[
+        Path | None, typer.Option(help="Folder that fit-kernels --out wrote; before the shipped kernels.")
+    ] = None,
     client: Annotated[
         str | None, typer.Option(help="Where latencies are taken: engine, or http: its client.  [engine]")
     ] = None,
@@ -185,6 +188,7 @@ PATHS = {
     "replicas": "fleet.replicas",
     "router": "fleet.router",
     "timing": "timing",
+    "kernels": "kernels",
     "client": "client",
     "region": "site.region",
     "seed": "seed",

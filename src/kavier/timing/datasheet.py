@@ -203,7 +203,7 @@ def pad(tokens: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
 
 def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
     if p.level == "kernels":
-        yield f"step time: measured kernels of {gpu.name}, no measured run of this model on it"
+        yield _kernels_assumption(gpu, p)
         yield from _unmeasured(model, gpu, engine, p)
     else:
         yield "step time: datasheet peaks with kernel constants shared by GPUs, no measurement of this one"
@@ -222,6 +222,13 @@ _SAMPLERS = {
     "sort": "sampling by top-k and top-p, as the model's generation_config asks, sorts each row's logits",
     "select": "sampling by top-k and top-p, as the model's generation_config asks, without sorting logits",
 }
+
+
+def _kernels_assumption(gpu: GpuSpec, p: Parameters) -> str:
+    if not p.own:
+        return f"step time: measured kernels of {gpu.name}, no measured run of this model on it"
+    own = f"step time: your kernels of {gpu.name} in {p.folder} ({', '.join(sorted(p.own))})"
+    return f"{own}; no measured run of this model on it"
 
 
 def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.errors import InputError
 from kavier.timing.constants import entries
+from kavier.timing.own_kernels import read_folder, version_number
 
 Level = Literal["datasheet", "kernels"]
 
@@ -31,11 +33,15 @@ class Parameters:
     Attributes:
         level: "kernels" when some were fitted to measured kernels of this GPU.
         measured: Groups (`gemm.bf16`) that were.
+        own: Those of them that come from a folder of the user's.
+        folder: That folder.
     """
 
     level: Level
     values: Mapping[str, float] = field(repr=False)
     measured: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
+    folder: Path | None = None
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -50,49 +56,69 @@ class Parameters:
 
     def replaced(self, values: Mapping[str, float]) -> Parameters:
         """The same with some numbers replaced."""
-        return Parameters(self.level, {**self.values, **values}, self.measured)
+        return replace(self, values={**self.values, **values})
 
 
-def parameters_of(gpu: GpuSpec, level: Level | None = None, vllm_version: str = "0.33") -> Parameters:
+def parameters_of(
+    gpu: GpuSpec, level: Level | None = None, vllm_version: str = "0.33", folder: Path | None = None
+) -> Parameters:
     """The numbers for a GPU at a level; None = the best there is.
 
-    Of each group those measured with the version of vLLM that is nearest to `vllm_version`.
+    Of each group those measured with the version of vLLM that is nearest to `vllm_version`, and those of
+    `folder` (see `own_kernels`) before the shipped ones.
 
     Raises:
-        InputError: Level "kernels" for a GPU without measured kernels.
+        InputError: Level "kernels" for a GPU without measured kernels, level "datasheet" with a folder of
+            kernels, or a folder without numbers of this GPU.
     """
     shared = dict(_shared(gpu))
-    if level == "datasheet" or (level is None and not has_kernels(gpu.name)):
+    if folder is not None and level == "datasheet":
+        raise InputError(
+            "kernels names a folder, but timing is datasheet, which takes none", value=str(folder),
+            expected="timing: kernels or auto",
+        )  # fmt: skip
+    if level == "datasheet" or (level is None and folder is None and not has_kernels(gpu.name)):
         return Parameters("datasheet", shared)
-    if not has_kernels(gpu.name):
+    if folder is None and not has_kernels(gpu.name):
         raise InputError(
             f"no measured kernels of {gpu.name}",
-            expected=f"one of {', '.join(measured_gpus())}; or --timing datasheet; or the output of "
-            "kavier fit-kernels",
+            expected=f"one of {', '.join(measured_gpus())}; or --timing datasheet; or --kernels with the "
+            "output of kavier fit-kernels",
         )
-    own = _nearest(gpu.name, vllm_version)
-    return Parameters("kernels", _merged(shared, own), frozenset(_group(name) for name in own))
+    shipped = _nearest(_shipped(gpu.name), vllm_version) if has_kernels(gpu.name) else {}
+    own = _nearest(read_folder(folder, gpu.name, shared), vllm_version) if folder else {}
+    groups = frozenset(_group(name) for name in own)
+    return Parameters(
+        "kernels",
+        _merged(_merged(shared, shipped), own),
+        groups | {_group(name) for name in shipped},
+        groups,
+        folder,
+    )
 
 
-def _nearest(gpu: str, vllm_version: str) -> dict[str, float]:
+Entries = Mapping[str, Mapping[str, Any]]
+"""All that is said of each number, by dotted name."""
+
+
+def _shipped(gpu: str) -> dict[str, Entries]:
+    return {version: kernel_entries(gpu, version) for version in kernel_versions(gpu)}
+
+
+def _nearest(versions: Mapping[str, Entries], vllm_version: str) -> dict[str, float]:
     """The numbers of each group from the nearest version that has it; of two as near, the older."""
     wanted, chosen = version_number(vllm_version), dict[str, str]()
-    for version in kernel_versions(gpu):
-        for name in kernel_entries(gpu, version):
+    for version, found in versions.items():
+        for name in found:
             best = chosen.setdefault(_group(name), version)
             if abs(version_number(version) - wanted) < abs(version_number(best) - wanted):
                 chosen[_group(name)] = version
     return {
         name: float(entry["value"])
-        for version in kernel_versions(gpu)
-        for name, entry in kernel_entries(gpu, version).items()
+        for version, found in versions.items()
+        for name, entry in found.items()
         if chosen[_group(name)] == version
     }
-
-
-def version_number(version: str) -> int:
-    """0.14 is 14."""
-    return int(version.split(".")[1])
 
 
 def _merged(shared: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
