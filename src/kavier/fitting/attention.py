@@ -22,6 +22,9 @@ from kavier.timing.parameters import Parameters
 COLD_KV = 1.5
 """KV above this multiple of the L2 comes from memory: the attention benchmark repeats one call."""
 
+THOUSAND = 1000.0
+"""Tokens a unit of a plot's axis."""
+
 HEAD_DIM = 128
 """Heads of this size, with 16-bit KV and no window, are fitted; errors are told for others."""
 
@@ -121,7 +124,7 @@ def fit_attention(gpu: GpuSpec, version: str, rows: pl.DataFrame) -> Iterator[Gr
     decodes, prefills = _cold_decodes(gpu, rows), _served_prefills(rows)
     plain = (pl.col("kv_dtype") == "bfloat16") & (pl.col("head_dim") == HEAD_DIM) & (pl.col("window") == 0)
     for name, numbers, of_op, size in (
-        ("attention.decode", DECODE, decodes, "context tokens"),
+        ("attention.decode", DECODE, decodes, "1,000 context tokens"),
         ("attention.prefill", PREFILL, prefills, "tokens"),
     ):
         if len(of_op):
@@ -159,12 +162,12 @@ def _served_prefills(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _table_points(gpu: GpuSpec, group: str, rows: pl.DataFrame) -> Points:
     batch, isl, step, measured_s = columns(rows, "batch", "isl", "step", "time_s")
+    nothing = np.zeros(len(rows))
     if group == "attention.decode":
-        nothing = np.zeros(len(rows))
         work = batches_of(nothing, nothing, batch, step + 1, nothing)
-        size, regimes = work.decode_context_tokens, {"beyond the L2": np.full(len(rows), fill_value=True)}
+        size = work.decode_context_tokens / THOUSAND
+        regimes = {"beyond the L2": np.full(len(rows), fill_value=True)}
     else:
-        nothing = np.zeros(len(rows))
         work = batches_of(isl, nothing, nothing, nothing, batch)
         size = work.prefill_tokens
         regimes = between(size, ("256-2,047 tokens", 256, 2048), ("above", 2048, 2**40))
@@ -231,7 +234,7 @@ def fit_profiled_attention(gpu: GpuSpec, version: str, rows: pl.DataFrame) -> It
     known = dict(NEUTRAL)
     for group, part in _profiled_parts(gpu, rows):
         points_of = partial(_profiled_points, gpu, group, known)
-        size = "tokens" if group == "attention.prefill" else "context tokens"
+        size = "tokens" if group == "attention.prefill" else "1,000 context tokens"
         found = fit_task(Task(group, gpu, version, part, NUMBERS[group], points_of, size))
         yield found
         if isinstance(found, Refused):
@@ -262,5 +265,5 @@ def _profiled_points(gpu: GpuSpec, group: str, known: Mapping[str, float], rows:
     def form(values: Mapping[str, float]) -> Array:
         return attention_s(attention_layers(gpu, _with(group, values, known), attention, Engine(), 1), work)
 
-    size = work.prefill_tokens if group == "attention.prefill" else work.decode_context_tokens
+    size = work.prefill_tokens if group == "attention.prefill" else work.decode_context_tokens / THOUSAND
     return Points(form, measured_s, size, {"all": np.full(len(rows), fill_value=True)})

@@ -13,6 +13,7 @@ from kavier.fitting.groups import Group, Points, Refused, Task, between, columns
 from kavier.fitting.robust import Array, Number
 from kavier.timing.collectives import KNOTS, Collective
 from kavier.timing.gemm import ACTIVATION_BYTES
+from kavier.units import BYTES_PER_MB
 
 NUMBERS = {
     "latency_s": Number(5e-6, 1e-6, 1e-3, "s"),
@@ -34,7 +35,7 @@ def fit_all_reduce(gpu: GpuSpec, version: str, rows: pl.DataFrame) -> Iterator[G
     for degree in rows["gpus"].unique().sort().to_list():
         of_degree, points_of = graphs.filter(pl.col("gpus") == degree), partial(_points, gpu)
         name = f"collectives.tp{degree}"
-        yield fit_task(Task(name, gpu, version, of_degree, NUMBERS, points_of, "bytes", points_a_number=2))
+        yield fit_task(Task(name, gpu, version, of_degree, NUMBERS, points_of, "MB", points_a_number=2))
 
 
 def _points(gpu: GpuSpec, rows: pl.DataFrame) -> Points:
@@ -46,7 +47,9 @@ def _points(gpu: GpuSpec, rows: pl.DataFrame) -> Points:
         return Collective(ACTIVATION_BYTES, values["latency_s"], link, shares).time_s(elements)
 
     regimes = between(message_bytes, ("to 4 MiB", 0, 2**22 + 1), ("above", 2**22 + 1, 2**40))
-    return Points(form, measured_s, message_bytes, regimes, _starts(link, message_bytes, measured_s))
+    return Points(
+        form, measured_s, message_bytes / BYTES_PER_MB, regimes, _starts(link, message_bytes, measured_s)
+    )
 
 
 def _starts(link_bytes_per_s: float, message_bytes: Array, measured_s: Array) -> dict[str, float]:
