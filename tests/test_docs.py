@@ -64,6 +64,7 @@ def desk(tmp_path, monkeypatch):
     (tmp_path / "my-trace.csv").write_text(TRACE)
     (tmp_path / "my-run.csv").write_text(RUN)
     (tmp_path / "my-scenario.yaml").write_text(blocks(ROOT / "docs" / "scenario.md", "yaml")[0])
+    (tmp_path / "my-kernels.csv").write_text(blocks(ROOT / "docs" / "kernels.md", "csv")[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -91,6 +92,7 @@ def test_there_are_commands_of_each_kind():
         "workload",
         "catalog",
         "explain",
+        "fit-kernels",
         "validate",
     }
 

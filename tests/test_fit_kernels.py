@@ -45,7 +45,8 @@ from kavier.timing.parameters import (
 from kavier.timing.step import StepWork
 from tests.command_line import LLAMA, THREE, kavier, run_process
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 H100 = find_gpu("H100")
 NOISE, OUTLIERS = 0.02, 0.05
 """Of made-up times: standard deviation of the logarithm, and share of points that take five times as long."""
@@ -377,6 +378,29 @@ def test_a_folder_without_the_gpu_is_refused(here):
         parameters_of(find_gpu("A40"), folder=Path("nowhere"))
     with pytest.raises(InputError, match="timing is datasheet"):
         parameters_of(find_gpu("A40"), "datasheet", folder=Path("mine"))
+
+
+def test_the_example_of_the_page_is_fitted_and_served_as_it_says(here):
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    (example,) = re.findall(r"^```csv\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    Path("my-kernels.csv").write_text(example)
+    ended = kavier("fit-kernels", "my-kernels.csv", "--out", "my-kernels", "--json")
+    ((found,),) = json.loads(ended.out)["fits"].values()
+    assert found["values"]["compute_efficiency"] == pytest.approx(0.75, rel=0.01)
+    assert found["values"]["memory_efficiency"] == pytest.approx(0.8, rel=0.01)
+    assert found["values"]["launch_s"] == pytest.approx(5e-6, rel=0.05)
+    assert "finds `compute_efficiency` 0.75, `memory_efficiency` 0.8 and a launch of 5 us" in page
+    assert parameters_of(find_gpu("A40"), folder=Path("my-kernels")).own == {"gemm.bf16"}
+
+
+def test_the_catalog_of_kernels_lists_what_is_shipped():
+    assert "RTX-4090" in kavier("catalog", "kernels").out
+    printed = kavier("catalog", "kernels", "4090").out
+    assert "profile_dense.parquet+profile_per_sequence.parquet" in printed
+    assert "compute_efficiency 0.98" in printed
+    numbers = json.loads(kavier("catalog", "kernels", "H100", "--json").out)["versions"]["0.24"]
+    assert numbers["gemm.bf16"]["launch_s"]["unit"] == "s"
+    assert "expected one of A100-80GB-SXM" in kavier("catalog", "kernels", "A40").error
 
 
 # ---------------------------------------------------------------- bad input
