@@ -1,7 +1,7 @@
 """A router of one's own, a plain function: who holds the prompt's prefix, weighed against who is busy.
 
 Fewest outstanding knows no caches and computes prompts again and again. Longest match knows no load: a
-replica with too many prefixes, by chance, queues (in three of the first four seeds). The blend does neither.
+replica with too many prefixes, by chance, queues (here, in one of the first four seeds). The blend does neither.
 
 Run it: .venv/bin/python examples/own_router.py   (about 3 s)
 With a scenario of yours: kavier run my.yaml --replicas 4 --router examples/own_router.py:least_work
@@ -24,7 +24,7 @@ def least_work(request, replicas):
 
 PROMPTS = {"kind": "lognormal", "mean": 300, "p50": 150, "max": 4000}
 PREFIXES = {"system_prompts": 32, "system_prompt_tokens": 8000}  # a replica's memory holds a part of them
-LOAD = {"num_prompts": 6000, "arrivals": {"request_rate": 14}, "prompt_tokens": PROMPTS}
+LOAD = {"num_prompts": 6000, "arrivals": {"request_rate": 15}, "prompt_tokens": PROMPTS}
 LOAD |= {"output_tokens": {"mean": 100}, "prefixes": PREFIXES}
 SCENARIO = {"model": "meta-llama/Llama-3.1-8B", "engine": {"max_model_len": 16384}}
 ROUTERS = {"least-outstanding": None, "longest-prefix-match": None, "least_work": least_work}

@@ -94,6 +94,15 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--trace t.csv --max-model-len 4096", engine(max_model_len=4096)),
     ("--trace t.csv --max-model-len auto", engine(max_model_len="auto")),
     ("--trace t.csv --tensor-parallel-size 2", engine(tensor_parallel_size=2)),
+    (
+        "--trace t.csv --data-parallel-size 4",
+        {**engine(data_parallel_size=4), "fleet": {**engine()["fleet"], "replicas": 4}},
+    ),
+    (
+        "--trace t.csv --data-parallel-size 2 --replicas 6",
+        {**engine(data_parallel_size=2), "fleet": {**engine()["fleet"], "replicas": 6}},
+    ),
+    ("--trace t.csv --enable-expert-parallel", engine(enable_expert_parallel=True)),
     ("--trace t.csv -tp 2", engine(tensor_parallel_size=2)),
     ("--trace t.csv --gpu-memory-utilization 0.5", engine(gpu_memory_utilization=0.5)),
     ("--trace t.csv --num-gpu-blocks-override 9", engine(num_gpu_blocks_override=9)),
@@ -204,6 +213,7 @@ def test_the_defaults_that_help_states_are_true() -> None:
         "region": scenario.site.region,
         "seed": scenario.seed,
         "tensor-parallel-size": scenario.engine.tensor_parallel_size,
+        "data-parallel-size": scenario.engine.data_parallel_size,
         "block-size": scenario.engine.block_size,
         "kv-cache-dtype": scenario.engine.kv_cache_dtype,
         "dtype": scenario.engine.dtype,

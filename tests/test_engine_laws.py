@@ -31,7 +31,8 @@ from kavier.simulation.reference import (
 from kavier.simulation.request import Request, Status
 from kavier.simulation.router import PLANS, ROUTERS, make_router
 from kavier.simulation.scheduler import Scheduled, Scheduler, SchedulerConfig, Step, StepScheduler
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.compiled import AffineTiming
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 from kavier.validation.recording import TokenKeys
 from kavier.workload.blocks import BlockKeys
 from kavier.workload.table import SCHEMA
@@ -265,6 +266,9 @@ class LinearStepTime:
         assert self._num_steps < 5_000, "no end in sight"
         time_s = (4 + work.prefill_tokens + 2 * work.decodes) / 256
         return StepCost(time_s, float(work.prefill_pairs), float(work.decode_context_tokens))
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        return AffineTiming(4 / 256, 1 / 256, 2 / 256, 0.0).unit_costs(work)
 
 
 @dataclass(frozen=True)

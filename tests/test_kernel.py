@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import find_gpu
 from kavier.ecosystem.models import find_model
@@ -33,7 +34,7 @@ from kavier.simulation.router import PLANS, ROUTERS
 from kavier.simulation.sampling import Sampling
 from kavier.timing.compiled import AffineTiming
 from kavier.timing.datasheet import DatasheetTiming
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 from kavier.validation.recording import TokenKeys
 from kavier.workload.table import SCHEMA
 from tests.timelines import small_pieces, timeline_of, watched
@@ -41,6 +42,7 @@ from tests.timelines import small_pieces, timeline_of, watched
 TIMING = AffineTiming(4 / 256, 1 / 256, 2 / 256, 1 / 4096, pair_flops=3.0, context_bytes=5.0)
 """Multiples of 1/4096 s: requests then often arrive exactly when a step ends."""
 ROUGH = AffineTiming(0.005, 2e-5, 1e-4, 1e-8, pair_flops=3.3, context_bytes=0.7)
+GPU = find_gpu("H100-SXM")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Case:
         return TokenKeys(self.sequences, self.engine.block_size)
 
     def reference(self) -> SimulationResult:
-        return simulate_reference(self.table, self.engine, self.timing, keys=self.keys(), **self.options)
+        return simulate_reference(
+            self.table, self.engine, self.timing, keys=self.keys(), power=power().record(2), **self.options
+        )
 
     def compiled(self, sampling: Sampling | None = None, workers: int = 1) -> CompiledResult:
         return simulate_compiled(
             self.table, self.engine, self.timing, keys=self.keys().flat, workers=workers,
-            sampling=sampling or Sampling(steps=True), **self.options,
+            sampling=sampling or Sampling(power=power().record(2), steps=True), **self.options,
         )  # fmt: skip
 
 
@@ -125,7 +129,9 @@ def check(case: Case) -> None:
     expected, found = case.reference(), case.compiled()
     assert found.steps is not None
     assert_equal(found.steps.drop("energy_j"), expected.steps)
-    assert_equal(found.requests, expected.requests)
+    assert_equal_requests(found.requests, expected.requests)
+    slept_j = found.asleep_s * 2 * GPU.loaded_idle_w
+    assert found.steps["energy_j"].sum() == pytest.approx(energies_of(found).sum() + slept_j, rel=1e-12)
     assert_equal(found.token_gaps, expected.token_gaps)
     assert (found.truncated, found.kv_blocks) == (expected.truncated, expected.kv_blocks)
     assert found.peak_used_blocks == (expected.steps["used_blocks"].max() or 0)
@@ -141,6 +147,16 @@ def assert_equal(found: pl.DataFrame | None, expected: pl.DataFrame | None) -> N
         ):
             assert mine == theirs, f"row {index}"
         assert len(found) == len(expected)
+
+
+def energies_of(result: CompiledResult) -> NDArray[np.float64]:
+    return result.requests["energy_j"].to_numpy()
+
+
+def assert_equal_requests(found: pl.DataFrame, expected: pl.DataFrame) -> None:
+    """The same, but for the order in which energies are summed up."""
+    assert_equal(found.drop("energy_j"), expected.drop("energy_j"))
+    assert found["energy_j"].to_list() == pytest.approx(expected["energy_j"].to_list(), rel=1e-9, abs=0.0)
 
 
 many = hypothesis_settings(max_examples=10 * hypothesis_settings().max_examples)
@@ -214,6 +230,9 @@ def test_timelines_are_equal_at_any_interval(case, interval_s, size, name):
     assert_equal(mine.rows, theirs.rows)
     assert mine.totals == theirs.totals
     assert_equal(found.steps, expected.steps)
+    assert found.asleep_s == expected.asleep_s
+    shared_j = energies_of(found).sum() + found.asleep_s * 2 * GPU.loaded_idle_w
+    assert mine.totals.energy_j == pytest.approx(shared_j + mine.totals.idle_j, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -237,13 +256,15 @@ def test_datasheet_step_times_are_those_of_the_reference(model, gpu):
         }
     )
     sampling = Sampling(0.0, 0.5, power().record(2), steps=True)
-    played = simulate_reference(table, engine, timing, num_gpu_blocks=3000)
+    played = simulate_reference(table, engine, timing, num_gpu_blocks=3000, power=power().record(2))
     found = simulate_compiled(table, engine, timing, num_gpu_blocks=3000, sampling=sampling)
     expected = with_sums(played, power(), 2, 1, sampling)
     assert found.steps is not None
     assert expected.steps is not None
     assert_equal(found.steps, expected.steps)
-    assert_equal(found.requests, expected.requests)
+    assert_equal_requests(found.requests, expected.requests)
+    spent_j = found.steps["energy_j"].sum()
+    assert found.requests["energy_j"].sum() == pytest.approx(spent_j, rel=1e-12)
 
 
 def long_case(count: int) -> pl.DataFrame:
@@ -461,6 +482,9 @@ class Halves:
 
     def cost(self, work: StepWork) -> StepCost:
         return StepCost(0.5, 0.0, 0.0)
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        return ROUGH.unit_costs(work)
 
 
 PLAIN = Engine(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=16)

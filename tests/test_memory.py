@@ -154,3 +154,12 @@ def test_mixtures_of_experts_and_latent_attention_are_divided_too():
     deepseek = memory("deepseek-v3", card=gpu(140, "H200-SXM"), tensor_parallel_size=8)
     assert deepseek.weight_bytes == pytest.approx(627 / 8 * GIB, rel=0.03)
     assert deepseek.kv_block_bytes == 16 * 70272
+
+
+def test_engines_that_share_experts_hold_a_part_of_them_each():
+    model = find_model("mistralai/Mixtral-8x7B-v0.1")
+    experts = sum(model.bytes_of(weight) for weight in model.weights() if weight.role == "expert")
+    assert model.weight_bytes(1) - model.weight_bytes(1, 4) == pytest.approx(experts * 3 / 4)
+    assert find_model("meta-llama/Llama-3.1-8B").weight_bytes(1, 4) == find_model(
+        "meta-llama/Llama-3.1-8B"
+    ).weight_bytes(1)

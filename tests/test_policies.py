@@ -22,10 +22,11 @@ from kavier.simulation.policy.policy import Policy, make_policy
 from kavier.simulation.policy.python import PythonTiming, in_order, keys_of
 from kavier.simulation.policy.views import FixedView, RequestView, arrivals
 from kavier.simulation.reference import simulate_reference
+from kavier.simulation.sampling import Sampling
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.workload.table import SCHEMA
 from tests.command_line import kavier as command_line
-from tests.test_kernel import Case, assert_equal, cases, check, many
+from tests.test_kernel import Case, assert_equal_requests, cases, check, many, power
 
 REPLICAS = 3
 
@@ -111,9 +112,10 @@ def test_a_step_time_is_the_same_in_both_engines():
     engine, model = datasheet()
     timing = PythonTiming(machine("timing", affine), model)
     table = model_table()
-    expected = simulate_reference(table, engine, timing, num_gpu_blocks=400)
-    found = simulate_compiled(table, engine, timing, num_gpu_blocks=400)
-    assert_equal(found.requests, expected.requests)
+    watts = power().record(1)
+    expected = simulate_reference(table, engine, timing, num_gpu_blocks=400, power=watts)
+    found = simulate_compiled(table, engine, timing, num_gpu_blocks=400, sampling=Sampling(power=watts))
+    assert_equal_requests(found.requests, expected.requests)
     plain = simulate_reference(table, engine, model, num_gpu_blocks=400)
     assert not plain.requests.equals(expected.requests)
     assert expected.steps["flops"].sum() > 0
@@ -142,7 +144,7 @@ def test_a_policy_that_cannot_be_compiled_runs_in_the_reference_engine():
     assert "alternating" in found.summary["engine"]["why"]
     built_in = kavier.simulate(SCENARIO | {"fleet": SCENARIO["fleet"] | {"router": "least-outstanding"}})
     assert built_in.summary["engine"]["name"] == "kernel"
-    assert_equal(found.requests, built_in.requests)
+    assert_equal_requests(found.requests, built_in.requests)
 
 
 def test_a_slow_run_is_announced_before_it_begins(caplog):

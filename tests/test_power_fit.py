@@ -302,7 +302,7 @@ def test_a_run_is_played_with_its_arguments(runs):
     measured = read_measured(runs)
     scenario = scenario_of(measured.points[4], measured)
     assert scenario["engine"] == {
-        "vllm_version": "0.14", "async_scheduling": True, "max_num_batched_tokens": 8192,
+        "vllm_version": "0.11", "max_num_batched_tokens": 8192,
         "max_model_len": 4096, "max_num_seqs": 8, "tensor_parallel_size": 2,
     }  # fmt: skip
     assert scenario["workload"]["synthetic"]["num_prompts"] == 2 * 1024
@@ -328,10 +328,10 @@ def test_the_validation_is_written_as_a_page(runs, tmp_path):
     page = tmp_path / "page.md"
     ended = kavier("validate-power", runs, "--out", page)
     assert ended.status == 0
-    assert "Energy a token with simulated time, level datasheet" in ended.out
+    assert "Energy a token with simulated time, level auto" in ended.out
     text = page.read_text(encoding="utf-8")
     assert text.startswith(
-        f"# Validation of power\n\n## How to repeat it\n\n`kavier validate-power {runs} --level datasheet"
+        f"# Validation of power\n\n## How to repeat it\n\n`kavier validate-power {runs} --level auto"
     )
     assert "| saturating | 2 |" in text
 

@@ -25,7 +25,8 @@ from kavier.simulation.router import (
     router_rng,
     session_numbers,
 )
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.compiled import AffineTiming
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 from kavier.workload.table import SCHEMA
 
 
@@ -36,6 +37,9 @@ class OneSecond:
 
     def cost(self, work: StepWork) -> StepCost:
         return StepCost(1.0, 0.0, 0.0)
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        return AffineTiming(1.0, 0.0, 0.0, 0.0).unit_costs(work)
 
 
 def table(*rows: dict[str, Any]) -> pl.DataFrame:

@@ -94,7 +94,9 @@ def test_prototype_error_seconds_were_truncated_and_stored_as_ms():
 
 
 def energy_of(gpu_j, tokens, pue):
-    return energy(gpu_j, pue=pue, makespan_s=100.0, output_tokens=tokens, total_tokens=tokens)
+    return energy(
+        gpu_j, idle_j=gpu_j / 4, pue=pue, makespan_s=100.0, output_tokens=tokens, total_tokens=tokens
+    )
 
 
 def test_prototype_error_joules_were_divided_by_1000_for_watt_hours():
@@ -112,11 +114,12 @@ def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
     assert result["mean_gpu_w"] == 7.2e6 / 100
     names = " ".join(result)
     assert names == (
-        "gpu_kwh facility_kwh j_per_output_token "
+        "gpu_kwh idle_kwh facility_kwh j_per_output_token "
         "gpu_wh_per_million_tokens facility_wh_per_million_tokens mean_gpu_w "
         "mean_facility_w"
     )
     assert result["gpu_kwh"] == 2.0
+    assert result["idle_kwh"] == 0.5
     assert result["facility_kwh"] == 3.0
     assert result["j_per_output_token"] == result["gpu_kwh"] * 3_600_000 / 2_000 == 3_600.0
 
@@ -125,7 +128,7 @@ def test_prototype_error_kilowatt_hours_were_labelled_watt_hours():
 def test_prototype_error_energy_was_multiplied_by_latency(stretch):
     """The same joules drawn over any time are the same energy and the same carbon: no kWh x s."""
     drawn, short = (
-        energy(1.8e6, pue=1.2, makespan_s=time_s, output_tokens=10, total_tokens=10)
+        energy(1.8e6, idle_j=2e5, pue=1.2, makespan_s=time_s, output_tokens=10, total_tokens=10)
         for time_s in (stretch, 1.0)
     )
     rates = {"mean_gpu_w": None, "mean_facility_w": None}
@@ -147,7 +150,9 @@ def test_prototype_error_energy_was_multiplied_by_latency(stretch):
 def test_carbon_is_kwh_times_grams_per_kwh_done_by_hand(gpu_j, pue, intensity, tokens):
     facility_wh = gpu_j / 3600 * pue
     grams = facility_wh / 1000 * intensity
-    facility_kwh = energy(gpu_j, pue=pue, makespan_s=1.0, output_tokens=1, total_tokens=1)["facility_kwh"]
+    facility_kwh = energy(gpu_j, idle_j=0.0, pue=pue, makespan_s=1.0, output_tokens=1, total_tokens=1)[
+        "facility_kwh"
+    ]
     assert facility_kwh is not None
     result = carbon(facility_kwh, gco2_per_kwh=intensity, tokens=tokens)
     assert result["operational_gco2e"] == pytest.approx(grams, rel=1e-9)

@@ -35,7 +35,7 @@ from kavier.simulation.sampling import Sampling, count_intervals
 from kavier.timing.compiled import Compilable
 from kavier.timing.datasheet import DatasheetTiming
 from kavier.timing.gemm import compute_dtype
-from kavier.timing.parameters import Level, parameters_of
+from kavier.timing.parameters import Level, Parameters, parameters_of
 from kavier.workload.presets import resolve
 from kavier.workload.read import read_trace
 from kavier.workload.synthetic import generate
@@ -82,6 +82,7 @@ def simulate(
     scheduling_policy: Callable[..., Any] | None = None,
     timing: Callable[..., Any] | None = None,
     keep_timeline: Keep | None = None,
+    adjust: Callable[[Parameters], Parameters] | None = None,
 ) -> Result:
     """Simulate a scenario: a `Scenario`, its plain data, or the path of its YAML file.
 
@@ -95,6 +96,7 @@ def simulate(
         keep_timeline: Is given the rows of the timeline as soon as they are final, those of a replica in
             order of time, in the place of `Result.timeline`: for timelines that do not fit into memory. (The
             reference engine keeps every step until the end.)
+        adjust: Is given the numbers of the step-time model, and answers with those to be used.
 
     Raises:
         InputError: Whatever is wrong with the scenario, its trace, or what it names.
@@ -105,10 +107,11 @@ def simulate(
     given = {"router": router, "scheduling_policy": scheduling_policy, "timing": timing}
     policies = policies_of(scenario, given)
     resolved = _resolve(scenario, platform, policies)
-    level = resolved.timing if resolved.timing in ("datasheet", "kernels") else None
-    parameters = parameters_of(
-        platform.gpu, cast("Level | None", level), platform.engine.vllm_version, scenario.kernels
-    )
+    parameters = _parameters(resolved, platform)
+    if adjust:
+        parameters = adjust(parameters)
+    if resolved.timing == "auto":
+        resolved = resolved.model_copy(update={"timing": parameters.level})
     datasheet = DatasheetTiming(platform.model, platform.gpu, platform.engine, parameters)
     power = power_model(scenario.power, platform.gpu, platform.model)
     run = _Run(resolved, platform, workload, datasheet, power, policies)
@@ -179,6 +182,13 @@ def _resolve(scenario: Scenario, platform: Platform, policies: Mapping[str, Poli
             "workload": scenario.workload.model_copy(update={"synthetic": synthetic and resolve(synthetic)}),
         }
     )
+
+
+def _parameters(scenario: Scenario, platform: Platform) -> Parameters:
+    """The numbers of the step-time model at the level asked for, or the best there is."""
+    level = scenario.timing if scenario.timing in ("datasheet", "kernels") else None
+    version = platform.engine.vllm_version
+    return parameters_of(platform.gpu, cast("Level | None", level), version, scenario.kernels)
 
 
 class _Run:
@@ -264,7 +274,7 @@ class _Run:
             return simulate_compiled(
                 requests, scenario.engine, self.timing, sampling=sampling, **common
             ), None
-        played = simulate_reference(requests, scenario.engine, self.timing, **common)
+        played = simulate_reference(requests, scenario.engine, self.timing, power=sampling.power, **common)
         return with_sums(played, self._power, gpus, scenario.fleet.replicas, sampling), why
 
     def _uncompiled(self) -> str | None:
@@ -283,6 +293,7 @@ def _facts(
         peak_used_blocks=played.peak_used_blocks,
         replicas=scenario.fleet.replicas,
         gpus_per_replica=gpus,
+        asleep_j=played.asleep_s * platform.gpu.loaded_idle_w * gpus,
         peak_flops_per_s=platform.gpu.flops_per_s[dtype],
         peak_bytes_per_s=platform.gpu.bandwidth_bytes_per_s,
         kv_blocks=played.kv_blocks,

@@ -56,7 +56,7 @@ def validate_power(
     file: _File,
     timing: Annotated[
         str, typer.Option("--level", "--timing", help="What prices a step, as `timing` of a scenario.")
-    ] = "datasheet",
+    ] = "auto",
     power: Annotated[str, typer.Option(help="saturating, additive or constant.")] = "saturating",
     splitwise: Annotated[
         Path | None, typer.Option(help="step_times.csv of Splitwise: A100s, as a check.")

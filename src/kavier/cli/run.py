@@ -31,7 +31,7 @@ def run(
         str | None, typer.Option(help="Name (docs/scenario.md) or FILE.py:FUNCTION.  [round-robin]")
     ] = None,
     timing: Annotated[
-        str | None, typer.Option(help="datasheet, or FILE.py:FUNCTION: seconds a step.  [datasheet]")
+        str | None, typer.Option(help="kernels, datasheet, or FILE.py:FUNCTION: seconds a step.  [auto]")
     ] = None,
     kernels: Annotated[
         Path | None, typer.Option(help="Folder that fit-kernels --out wrote; before the shipped kernels.")
@@ -58,6 +58,18 @@ def run(
     max_model_len: Annotated[str | None, typer.Option(help="Tokens, or auto.  [the model's]")] = None,
     tensor_parallel_size: Annotated[
         int | None, typer.Option("--tensor-parallel-size", "-tp", help="GPUs a replica.  [1]")
+    ] = None,
+    data_parallel_size: Annotated[
+        int | None,
+        typer.Option("--data-parallel-size", "-dp", help="Engines that share their experts.  [1]"),
+    ] = None,
+    enable_expert_parallel: Annotated[
+        bool | None,
+        typer.Option(
+            "--enable-expert-parallel/--no-enable-expert-parallel",
+            "-ep",
+            help="Whole experts on each GPU.  [off]",
+        ),
     ] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(help="Share of GPU memory for vLLM.  [by version: 0.92 since 0.20]")
@@ -195,7 +207,8 @@ PATHS = {
 } | {
     name: f"engine.{name}"
     for name in (
-        "vllm_version", "max_model_len", "tensor_parallel_size", "gpu_memory_utilization",
+        "vllm_version", "max_model_len", "tensor_parallel_size", "data_parallel_size",
+        "enable_expert_parallel", "gpu_memory_utilization",
         "num_gpu_blocks_override", "block_size", "kv_cache_dtype", "dtype", "max_num_seqs",
         "max_num_batched_tokens", "long_prefill_token_threshold", "scheduling_policy",
         "scheduler_reserve_full_isl", "watermark", "enable_prefix_caching", "enable_chunked_prefill",
@@ -239,6 +252,8 @@ def scenario_tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any
         if name in flags:
             value = flags[name]
             set_path(tree, path, str(value) if isinstance(value, Path) else value)
+    if "data_parallel_size" in flags and "replicas" not in flags:
+        set_path(tree, "fleet.replicas", flags["data_parallel_size"])  # as vLLM starts them
     _set_goodput(tree, flags.get("goodput", []))
     for assignment in flags.get("set_", []):
         set_path(tree, *_parse_assignment(assignment))

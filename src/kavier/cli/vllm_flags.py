@@ -29,11 +29,11 @@ _REASONS = {
         pipeline-parallel-size decode-context-parallel-size prefill-context-parallel-size nnodes node-rank
         master-addr master-port""",
     f"{_UNMODELLED}: give several engines with --replicas, and what sends requests to them with --router": """
-        data-parallel-size data-parallel-size-local data-parallel-rank data-parallel-start-rank
+        data-parallel-size-local data-parallel-rank data-parallel-start-rank
         data-parallel-address data-parallel-rpc-port data-parallel-backend data-parallel-external-lb
         data-parallel-hybrid-lb api-server-count""",
-    f"{_UNMODELLED}: experts are split by --tensor-parallel-size": """
-        enable-expert-parallel enable-eplb eplb-config expert-placement-strategy all2all-backend
+    f"{_UNMODELLED}: experts stay where they are put, and all engines send as many tokens": """
+        enable-eplb eplb-config expert-placement-strategy all2all-backend
         num-redundant-experts enable-elastic-ep enable-ep-weight-filter""",
     "Kavier does not have: name a quantised model with --model (see `kavier catalog models`), or the path of "
     "a config.json that has a quantization_config": "quantization quantization-config",

@@ -142,7 +142,7 @@ def _divide(model: ModelSpec, gpu: GpuSpec, engine: Engine, step: tuple[int, int
     gpus = engine.tensor_parallel_size
     return _Parts(
         utilized=ceil(gpu.memory_bytes * memory_utilization(engine)),
-        weights=model.weight_bytes(gpus),
+        weights=model.weight_bytes(gpus, engine.data_parallel_size),
         activations=activation_bytes(model, *step, tensor_parallel_size=gpus),
         non_torch=NON_TORCH_BYTES if gpus == 1 else NON_TORCH_PARALLEL_BYTES,
     )

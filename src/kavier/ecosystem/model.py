@@ -222,12 +222,24 @@ class ModelSpec:
             count * attention.kv_values_per_token(tensor_parallel_size) for attention, count in counts.items()
         )
 
-    def weight_bytes(self, tensor_parallel_size: int = 1) -> int:
-        """Bytes of the weights on ONE GPU, quantisation scales and zero points included."""
+    def weight_bytes(self, tensor_parallel_size: int = 1, data_parallel_size: int = 1) -> int:
+        """Bytes of the weights on ONE GPU, quantisation scales and zero points included.
+
+        Engines that share their experts (`data_parallel_size` of them) hold a part of the routed ones each.
+        """
         return sum(
-            ceil(self.bytes_of(weight) / self._split(weight, tensor_parallel_size))
+            ceil(
+                self.bytes_of(weight)
+                / self._split(weight, tensor_parallel_size)
+                / (data_parallel_size if weight.role == "expert" else 1)
+            )
             for weight in self.weights()
         )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(layer.mlp.experts for layer in self.layers)
 
     def is_quantized(self, weight: Weight) -> bool:
         """Whether a tensor is stored in `weight_dtype` rather than in 16 bits."""

@@ -75,6 +75,7 @@ def build_platform(scenario: Scenario) -> Platform:
         find_model(scenario.model),
         find_region(scenario.site.region),
     )
+    _check_experts(scenario, model)
     engine, kv, engine_notes = _resolve(scenario.engine, gpu, model)
     rent, rent_note = _rent(scenario, gpu)
     tariff, tariff_note = _tariff(scenario, region)
@@ -91,6 +92,30 @@ def build_platform(scenario: Scenario) -> Platform:
         usd_per_kwh=tariff,
         notes=(*engine_notes, carbon_note, rent_note, tariff_note),
     )
+
+
+def _check_experts(scenario: Scenario, model: ModelSpec) -> None:
+    """Refuse to share or spread experts that a model does not have, or over engines that do not exist."""
+    engine, replicas = scenario.engine, scenario.fleet.replicas
+    asked = {
+        "enable_expert_parallel": engine.enable_expert_parallel,
+        "data_parallel_size": engine.data_parallel_size > 1,
+        "expert_skew": engine.expert_skew > 0,
+    }
+    if not model.has_experts and (keys := [key for key, is_asked in asked.items() if is_asked]):
+        raise InputError(
+            f"{model.name} has no experts",
+            where=f"engine.{keys[0]}",
+            value=getattr(engine, keys[0]),
+            expected="a mixture-of-experts model; engines of a dense model are fleet.replicas",
+        )
+    if replicas % engine.data_parallel_size:
+        raise InputError(
+            "engines that share experts are replicas",
+            where="fleet.replicas",
+            value=replicas,
+            expected=f"a multiple of engine.data_parallel_size, {engine.data_parallel_size}",
+        )
 
 
 _NO_KV = {"num_gpu_blocks_override": 2, "max_model_len": None}

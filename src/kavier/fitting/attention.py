@@ -13,11 +13,10 @@ from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import Attention
 from kavier.ecosystem.models import find_model
 from kavier.fitting.gemm import numbers_of
-from kavier.fitting.groups import Group, Points, Refused, Task, between, columns, fit_task
+from kavier.fitting.groups import FIXED, Group, Points, Refused, Task, between, columns, fit_task, only
 from kavier.fitting.robust import Array, Number, bias
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers, attention_work
-from kavier.timing.parameters import Parameters
 
 COLD_KV = 1.5
 """KV above this multiple of the L2 comes from memory: the attention benchmark repeats one call."""
@@ -44,7 +43,7 @@ MIXED = {"mixed_rows": Number(128.0, 1.0, 256.0, "rows"), "empty_block_s": Numbe
 
 NUMBERS = {"attention.decode": DECODE, "attention.prefill": PREFILL, "attention.mixed": MIXED}
 
-NEUTRAL = dict.fromkeys(
+NEUTRAL = FIXED | dict.fromkeys(
     [f"{group}.{name}" for group, numbers in {**NUMBERS, "gemm.bf16": numbers_of("bf16")}.items()
      for name in numbers],
     1.0,
@@ -177,7 +176,7 @@ def _table_points(gpu: GpuSpec, group: str, rows: pl.DataFrame) -> Points:
     ]
 
     def form(values: Mapping[str, float]) -> Array:
-        parameters, total_s = _with(group, values), np.empty(len(rows))
+        parameters, total_s = only(group, values, NEUTRAL), np.empty(len(rows))
         for attention, engine, part, where in shapes:
             total_s[where] = attention_s(attention_layers(gpu, parameters, attention, engine, 1), part)
         return total_s
@@ -200,10 +199,6 @@ def _attention(shape: Mapping[str, object]) -> Attention:
 
 def _engine(shape: Mapping[str, object]) -> Engine:
     return Engine(kv_cache_dtype="fp8" if shape["kv_dtype"] == "fp8" else "auto")
-
-
-def _with(group: str, values: Mapping[str, float], known: Mapping[str, float] = NEUTRAL) -> Parameters:
-    return Parameters("kernels", {**known, **{f"{group}.{name}": value for name, value in values.items()}})
 
 
 def _errors_beside(
@@ -263,7 +258,7 @@ def _profiled_points(gpu: GpuSpec, group: str, known: Mapping[str, float], rows:
     work = batches_of(chunk, cached, decodes, context, np.ones(len(rows)))
 
     def form(values: Mapping[str, float]) -> Array:
-        return attention_s(attention_layers(gpu, _with(group, values, known), attention, Engine(), 1), work)
+        return attention_s(attention_layers(gpu, only(group, values, known), attention, Engine(), 1), work)
 
     size = work.prefill_tokens if group == "attention.prefill" else work.decode_context_tokens / THOUSAND
     return Points(form, measured_s, size, {"all": np.full(len(rows), fill_value=True)})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.fitting.robust import Array, Fit, Form, Number, fit, spread
 from kavier.fitting.tables import kernels_of
+from kavier.timing.constants import read_constants
 from kavier.timing.parameters import Parameters
 
 POINTS_A_NUMBER = 4
@@ -199,9 +200,13 @@ def columns(rows: pl.DataFrame, *names: str) -> list[Array]:
     return [rows[name].to_numpy().astype(np.float64) for name in names]
 
 
-def only(group: str, values: Mapping[str, float]) -> Parameters:
-    """Parameters that hold one group."""
-    return Parameters("kernels", {f"{group}.{name}": value for name, value in values.items()})
+FIXED = read_constants("kavier.timing", "constants.toml")
+"""What no table tells."""
+
+
+def only(group: str, values: Mapping[str, float], known: Mapping[str, float] = FIXED) -> Parameters:
+    """Parameters that hold one group, and what is known."""
+    return Parameters("kernels", {**known, **{f"{group}.{name}": value for name, value in values.items()}})
 
 
 def between(size: Array, *limits: tuple[str, float, float]) -> dict[str, Any]:

@@ -27,12 +27,13 @@ def with_energy(steps: pl.DataFrame, power: PowerModel, gpus_per_replica: int) -
 
 
 def energy(
-    gpu_j: float, *, pue: float, makespan_s: float, output_tokens: int, total_tokens: int
+    gpu_j: float, *, idle_j: float, pue: float, makespan_s: float, output_tokens: int, total_tokens: int
 ) -> dict[str, float | None]:
     """Energy of the whole run; facility = GPU energy x PUE (hosts are not modelled).
 
     Args:
         gpu_j: Of all GPUs over the whole run.
+        idle_j: What of it is no request's.
         pue: Facility energy / GPU energy.
         makespan_s: Time over which the mean power is taken.
         output_tokens: Of the finished requests.
@@ -41,6 +42,7 @@ def energy(
     gpu_kwh = j_to_kwh(gpu_j)
     return {
         "gpu_kwh": gpu_kwh,
+        "idle_kwh": j_to_kwh(idle_j),
         "facility_kwh": gpu_kwh * pue,
         "j_per_output_token": gpu_j / output_tokens if output_tokens else None,
         "gpu_wh_per_million_tokens": per_million(gpu_kwh * WH_PER_KWH, total_tokens),

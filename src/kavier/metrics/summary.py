@@ -10,6 +10,7 @@ import polars as pl
 
 from kavier.metrics.carbon import carbon
 from kavier.metrics.cost import cost
+from kavier.metrics.distribution import summarise
 from kavier.metrics.energy import energy
 from kavier.metrics.latency import goodput, latency, throughput
 from kavier.metrics.timeline import Totals
@@ -27,6 +28,7 @@ class Facts:
         peak_used_blocks: Most KV blocks that one replica used.
         replicas: Engines.
         gpus_per_replica: GPUs of each.
+        asleep_j: Energy of steps without tokens, in which engines sleep over requests that they cannot serve.
         peak_flops_per_s: Dense peak of one GPU for the model's matrix products.
         peak_bytes_per_s: Memory bandwidth of one GPU.
         kv_blocks: Usable KV blocks a replica.
@@ -42,6 +44,7 @@ class Facts:
     peak_used_blocks: int
     replicas: int
     gpus_per_replica: int
+    asleep_j: float
     peak_flops_per_s: float
     peak_bytes_per_s: float
     kv_blocks: int
@@ -74,6 +77,7 @@ def summarise_run(
     total_tokens = output_tokens + int(finished["prompt_tokens"].sum())
     power = energy(
         totals.energy_j,
+        idle_j=totals.idle_j + facts.asleep_j,
         pue=facts.pue,
         makespan_s=makespan_s,
         output_tokens=output_tokens,
@@ -91,6 +95,7 @@ def summarise_run(
         "kv": _kv(totals, facts, makespan_s),
         "utilization": _utilization(totals, facts, makespan_s),
         "energy": power,
+        "energy_j": summarise(finished["energy_j"].to_numpy()),
         "carbon": carbon(
             power["facility_kwh"] or 0.0,
             gco2_per_kwh=totals.gco2_per_kwh if facts.gco2_per_kwh is None else facts.gco2_per_kwh,

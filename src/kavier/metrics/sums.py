@@ -18,6 +18,7 @@ from kavier.simulation.kernel.engine import LIBRARY
 from kavier.simulation.kernel.records import REPLICA, STEP
 from kavier.simulation.output import Give, Output, cells_a_piece
 from kavier.simulation.reference import SimulationResult
+from kavier.simulation.replica import SLEEP_S
 from kavier.simulation.sampling import Sampling
 
 Array = NDArray[Any]
@@ -37,6 +38,7 @@ def with_sums(
         cells=sum_steps(steps, replicas, sampling),
         end_s=_end_s(steps),
         peak_used_blocks=int(steps["used_blocks"].max() or 0),  # type: ignore[arg-type]
+        asleep_s=_asleep_s(steps),
     )
 
 
@@ -76,6 +78,12 @@ def _sum_replica(steps: pl.DataFrame, sampling: Sampling, piece: int, give: Give
         )
         output.make_room()
     return output.rest()
+
+
+def _asleep_s(steps: pl.DataFrame) -> float:
+    """Time of steps without tokens."""
+    asleep = (pl.col("prefill_tokens") + pl.col("decodes") == 0) & (pl.col("duration_s") > 0.0)
+    return len(steps.filter(asleep)) * SLEEP_S
 
 
 def _end_s(steps: pl.DataFrame) -> float | None:

@@ -73,7 +73,8 @@ Seven digits are more than the models of the columns of 32 bits know, and halve 
 """
 
 SUMMED = (
-    "queried_tokens", "hit_tokens", "evicted_blocks", "busy_s", "running", "used_blocks", *SPREAD, "carbon",
+    "queried_tokens", "hit_tokens", "evicted_blocks", "busy_s", "running", "used_blocks", *SPREAD, "idle_j",
+    "carbon",
 )  # fmt: skip
 
 COURSE = (*AVERAGED, "energy_j")
@@ -93,6 +94,7 @@ class Totals:
         flops: Of one GPU of each replica.
         bytes: Likewise, moved.
         energy_j: Of all GPUs, idle time included.
+        idle_j: That of idle time.
         gco2_per_kwh: Mean carbon intensity, weighted by energy; None without either.
     """
 
@@ -105,6 +107,7 @@ class Totals:
     flops: float
     bytes: float
     energy_j: float
+    idle_j: float
     gco2_per_kwh: float | None
 
 
@@ -198,6 +201,7 @@ class Timeline:
             flops=sums["flops"],
             bytes=sums["bytes"],
             energy_j=energy_j,
+            idle_j=sums["idle_j"],
             gco2_per_kwh=sums["carbon"] / energy_j if known else None,
         )
 
@@ -218,7 +222,8 @@ class Timeline:
         length = ends_s - starts_s
         clock_s = self._start_s + starts_s + self._origin_s
         sums["busy_s"] = np.minimum(sums["busy_s"], length)
-        sums["energy_j"] = sums["energy_j"] + (length - sums["busy_s"]) * self._idle_w
+        sums["idle_j"] = (length - sums["busy_s"]) * self._idle_w
+        sums["energy_j"] = sums["energy_j"] + sums["idle_j"]
         sums["carbon"] = self._carbon(sums["energy_j"], clock_s, length)
         replicas = [piece.replica for piece in pieces]
         by_piece = [np.add.reduceat(sums[name], behind - counts) for name in SUMMED]

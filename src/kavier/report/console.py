@@ -196,12 +196,19 @@ def _objectives(slo: Slo) -> str:
 
 def _impact_table(summary: dict[str, Any]) -> Table:
     energy, carbon, cost = summary["energy"], summary["carbon"], summary["cost"]
+    of_request = summary["energy_j"]
     table = _table("Energy, carbon, cost", "fleet total", "per M tokens", "")
     table.add_row(
         "GPU energy",
         amount(energy["gpu_kwh"], "kWh"),
         amount(energy["gpu_wh_per_million_tokens"], "Wh"),
         amount(energy["j_per_output_token"], "J/output token"),
+    )
+    table.add_row(
+        "  of it in requests",
+        amount(energy["gpu_kwh"] - energy["idle_kwh"], "kWh"),
+        "",
+        f"{amount(of_request['mean'], 'J')} mean, {amount(of_request['p99'], 'J')} P99",
     )
     table.add_row(
         "Facility energy",

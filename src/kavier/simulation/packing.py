@@ -53,6 +53,7 @@ class Packed:
     def set_timing(self, timing: Compilable) -> None:
         """Price steps by these tables or coefficients."""
         self._timing, data = timing, timing.compiled()
+        self.c["shares"] = tuple(data.shares)
         if isinstance(data, AffineTiming):
             self.c["timing"] = k.AFFINE
             self.c["affine"] = (
@@ -84,6 +85,7 @@ class Packed:
         requests = memory[first : first + k.REQUEST.itemsize * len(workload)].view(k.REQUEST)
         self._kept.append(memory)
         self.point("requests", requests)
+        self.energies_j = self.point("energies", np.zeros(len(requests)))
         self.c["num_requests"] = len(requests)
         columns, kept = _columns(
             {name: workload[name].to_numpy() for name in ("arrival_s", "prompt_tokens", "output_tokens")}
@@ -178,6 +180,7 @@ def requests_table(packed: Packed, workload: pl.DataFrame, replica: Array) -> pl
             **times,
             "prompt_tokens": workload["prompt_tokens"],
             **counts,
+            "energy_j": packed.energies_j,
             "status": pl.Series(STATUSES.categories, dtype=STATUSES).gather(status),
         }
     )

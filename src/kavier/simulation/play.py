@@ -23,6 +23,7 @@ from kavier.simulation.output import Give, Output, Turns, cells_a_piece, give_an
 from kavier.simulation.packing import Packed
 from kavier.simulation.policy.policy import Policy
 from kavier.simulation.record import STEP_SCHEMA, gaps_table
+from kavier.simulation.replica import SLEEP_S
 from kavier.simulation.router import Plan
 from kavier.simulation.sampling import Sampling
 from kavier.simulation.split import Part, can_split, find_cuts, join, join_cells
@@ -89,6 +90,7 @@ class Run:
         self.cells: list[list[Array]] = [[] for _ in range(replicas)]
         self.steps: list[list[Array]] = [[] for _ in range(replicas)]
         self.peak_used_blocks = 0
+        self._num_asleep = 0
         self.end_s: float | None = None
         self._progress = progress
         self._ended, self._told = len(requests) - len(self._served), 0
@@ -208,6 +210,7 @@ class Run:
         rows = self.packed.arrivals[first:end]
         for name in k.PLAYED:
             self._requests[name][rows] = self._unplayed[name]
+        self.packed.energies_j[rows] = 0.0
 
     def _call(self, operation: int, record: int, until: int) -> int:
         if self._stopped:
@@ -276,6 +279,7 @@ class Run:
         self.steps[index] += steps
         with self._lock:
             self.peak_used_blocks = max(self.peak_used_blocks, int(record["peak_used_blocks"]))
+            self._num_asleep += int(record["num_asleep"])
             if record["timeline"]["num_cells"]:
                 self.end_s = max(self.end_s or 0.0, float(record["end_s"]))
             self._ended += int(record["num_ended"])
@@ -287,6 +291,11 @@ class Run:
             if self._progress is not None and self._ended + running > self._told:
                 self._told = self._ended + running
                 self._progress(self._told)
+
+    @property
+    def asleep_s(self) -> float:
+        """Time of empty steps, of all replicas."""
+        return self._num_asleep * SLEEP_S
 
     def steps_table(self) -> pl.DataFrame:
         """All steps, in order of (start, replica)."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kavier.simulation.kernel.records import GAP_BINS, GAP_LOW, GAP_SHIFT
 from kavier.simulation.request import STATUSES, Request
 from kavier.simulation.scheduler import Step, StepScheduler
+from kavier.simulation.shares import Sharing
 from kavier.timing.step import StepCost
 
 STEP_SCHEMA: dict[str, pl.DataType] = {
@@ -63,9 +64,14 @@ class Recorder(Protocol):
 
 
 class TableRecorder:
-    """Keeps everything as flat arrays of doubles (integers up to 2^53 are exact in them)."""
+    """Keeps everything as flat arrays of doubles (integers up to 2^53 are exact in them).
 
-    def __init__(self) -> None:
+    Args:
+        sharing: Shares out energies; None leaves those of requests at zero.
+    """
+
+    def __init__(self, sharing: Sharing | None = None) -> None:
+        self._sharing = sharing
         self._steps = array("d")
         self._gaps = array("d")
         self._evictions: dict[int, int] = {}
@@ -105,6 +111,8 @@ class TableRecorder:
             )
         )
         self._evictions[replica] = evictions
+        if self._sharing is not None and step.scheduled:
+            self._sharing.add(step, cost)
 
     def tokens(self, step: Step, end_s: float) -> None:
         """Collect inter-token gaps; most of a batch shares one, so they are kept as (gap, count)."""
@@ -160,6 +168,7 @@ def requests_table(requests: list[Request]) -> pl.DataFrame:
             "output_tokens": [r.num_output_tokens for r in requests],
             "cached_tokens": [r.num_cached_tokens for r in requests],
             "preemptions": [r.num_preemptions for r in requests],
+            "energy_j": [r.energy_j for r in requests],
             "status": [str(r.status) for r in requests],
         },
         schema={
@@ -173,6 +182,7 @@ def requests_table(requests: list[Request]) -> pl.DataFrame:
             "output_tokens": pl.Int64,
             "cached_tokens": pl.Int64,
             "preemptions": pl.Int64,
+            "energy_j": pl.Float64,
             "status": STATUSES,
         },
     )

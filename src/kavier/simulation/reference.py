@@ -11,9 +11,10 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
+from numpy.typing import NDArray
 
 from kavier.ecosystem.vllm_versions import is_async, reserves_full_isl, rules_of
 from kavier.scenario import Engine
@@ -28,6 +29,7 @@ from kavier.simulation.replica import AsyncReplica, Replica
 from kavier.simulation.request import Request, Status, priorities_of
 from kavier.simulation.router import Router, make_router
 from kavier.simulation.scheduler import Scheduler, SchedulerConfig, StepScheduler
+from kavier.simulation.shares import Sharing
 from kavier.timing.step import StepTimeModel
 from kavier.workload.blocks import BlockKeys
 
@@ -70,6 +72,7 @@ def simulate_reference(
     seed: int = 0,
     max_concurrency: int | None = None,
     keys: KeySource | None = None,
+    power: NDArray[Any] | None = None,
     as_recorded: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
@@ -85,10 +88,11 @@ def simulate_reference(
         seed: Of the router's random choices.
         max_concurrency: Closed loop: most requests in flight.
         keys: Which blocks hold the same tokens; None = as the workload's hashes say.
+        power: One record of `kernel.records.POWER`; None leaves the energies of requests at zero.
         as_recorded: See `AsyncReplica`.
         progress: Called with the number of ended requests, each time one ends.
     """
-    recorder = TableRecorder()
+    recorder = TableRecorder(None if power is None else Sharing(timing, power))
     requests, truncated = make_requests(workload, _resolved(engine.max_model_len))
     fleet = [
         make_replica(index, engine, num_gpu_blocks, timing, recorder, as_recorded=as_recorded)

@@ -50,6 +50,7 @@ class Request:
         "arrival_s",
         "block_keys",
         "blocks",
+        "energy_j",
         "first_scheduled_s",
         "first_token_s",
         "last_token_s",
@@ -97,6 +98,7 @@ class Request:
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
+        self.energy_j = 0.0  # its share of the steps so far
 
     def block_key(self, index: int) -> int:
         """Identity of the content of this request's block `index`."""

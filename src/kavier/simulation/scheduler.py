@@ -29,6 +29,11 @@ class Scheduled(NamedTuple):
     samples: bool
     """The step ends in a token."""
 
+    @property
+    def is_decode(self) -> bool:
+        """It computes one token behind its prompt, even if that was computed before and lost."""
+        return self.num_tokens == 1 and self.num_computed >= self.request.num_prompt_tokens
+
 
 @dataclass(slots=True)
 class Step:
@@ -338,10 +343,11 @@ def _advance(step: Step, batch: dict[Request, int]) -> None:
         computed = request.num_computed_tokens
         after = request.num_computed_tokens = computed + num_new
         samples = after == request.num_tokens + request.num_output_placeholders
-        scheduled.append(Scheduled(request, num_new, computed, samples))
+        part = Scheduled(request, num_new, computed, samples)
+        scheduled.append(part)
         request.num_in_flight_tokens += num_new
         request.num_output_placeholders += samples
-        if num_new == 1 and computed >= request.num_prompt_tokens:
+        if part.is_decode:
             work.decodes += 1
             work.decode_context_tokens += after
         else:

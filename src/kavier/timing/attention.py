@@ -99,14 +99,7 @@ class AttentionLayers:
     def cost(self, step: StepWork) -> tuple[float, float, float]:
         """(seconds, FLOPs, KV bytes read) of all `layers`."""
         tokens, decodes = step.prefill_tokens, step.decodes
-        read, pairs, context = step.decode_context_tokens, step.prefill_pairs, step.prefill_context_tokens
-        window = self.window
-        if window is not None:
-            # Only sums of the batch are known, and the least of sums is no less than the sum of the least:
-            # exact if all requests are inside or all beyond the window, above the truth otherwise.
-            read = min(read, decodes * window)
-            pairs = min(pairs, tokens * window)
-            context = min(context, tokens + step.prefills * (window - 1))
+        read, pairs, context = self._within_window(step)
         time_s = 0.0
         if decodes:
             rows_s = decodes * self.sequence_s
@@ -122,6 +115,31 @@ class AttentionLayers:
         work = self.work
         flops = read * work.decode_flops + pairs * work.pair_flops + (context - tokens) * work.expand_flops
         return self.layers * time_s, self.layers * flops, self.layers * (read + context) * work.kv_bytes
+
+    def unit_costs(self, step: StepWork, *, byte_s: float, flop_s: float) -> tuple[float, ...]:
+        """The last four of `UnitCosts`: a window's part goes to requests in proportion to their contexts."""
+        read, pairs, context = self._within_window(step)
+        work, tokens = self.work, step.prefill_tokens
+        costs_s = (
+            (read * (work.kv_bytes * byte_s + work.decode_flops * flop_s), step.decode_context_tokens),
+            (pairs * work.pair_flops * flop_s, step.prefill_pairs),
+            (context * work.kv_bytes * byte_s, step.prefill_context_tokens),
+            ((context - tokens) * work.expand_flops * flop_s, step.prefill_context_tokens - tokens),
+        )
+        return tuple(self.layers * cost_s / count if count else 0.0 for cost_s, count in costs_s)
+
+    def _within_window(self, step: StepWork) -> tuple[int, int, int]:
+        """KV entries read by decodes; pairs and context tokens of prefills.
+
+        Only sums of the batch are known, and the least of sums is no less than the sum of the least: exact if
+        all requests are inside or all beyond the window, above the truth otherwise.
+        """
+        read, pairs, context = step.decode_context_tokens, step.prefill_pairs, step.prefill_context_tokens
+        if self.window is None:
+            return read, pairs, context
+        tokens, window = step.prefill_tokens, self.window
+        beyond = tokens + step.prefills * (window - 1)
+        return min(read, step.decodes * window), min(pairs, tokens * window), min(context, beyond)
 
 
 def attention_layers(

@@ -7,18 +7,20 @@ tables with the same operations in the same order as `cost`, gets the same float
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 
 NO_WINDOW = 1 << 40
 """More tokens than any context, for layers without a sliding window."""
 
 PRICE = np.dtype([("time_s", "f8"), ("bytes", "f8")], align=True)
 """Time and GPU-memory traffic of a number of tokens (or sampled rows); the number is the index."""
+
+PRICE_BYTES = PRICE.itemsize
 
 HOST = np.dtype([("least_s", "f8")], align=True)
 """What the host takes for a step of so many sampled rows; the number is the index."""
@@ -47,6 +49,44 @@ ATTENTION = np.dtype(
 """Fields of `attention.AttentionLayers` and of its `AttentionWork`."""
 
 
+class Shares(NamedTuple):
+    """Coefficients of `step.UnitCosts`.
+
+    Attributes:
+        step_s: Shared by all in the step, besides the bytes of weights.
+        byte_s: A byte read or written: of weights, those that `StepTables` prices the step with.
+        flop_s: A FLOP of attention.
+        token_bytes_s: Of a token's activations, which are among the bytes of `StepTables.body`.
+        row_bytes_s: Of a row's, among those of `StepTables.head`.
+        context_s: A token of context, besides the bytes and FLOPs of attention.
+        prefill_s: As in `UnitCosts`.
+        decode_s: Likewise.
+        row_s: Likewise.
+        decode_context_s: Likewise, but without layers that have a window.
+        pair_s: Likewise.
+        prefill_context_s: Likewise.
+        cached_s: Likewise.
+    """
+
+    step_s: float
+    byte_s: float
+    flop_s: float
+    token_bytes_s: float
+    row_bytes_s: float
+    context_s: float
+    prefill_s: float
+    decode_s: float
+    row_s: float
+    decode_context_s: float
+    pair_s: float
+    prefill_context_s: float
+    cached_s: float
+
+
+SHARES = np.dtype([(name, "f8") for name in Shares._fields], align=True)
+"""One `Shares`."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepTables:
     """The datasheet form: tables over tokens and sampled rows, and attention layers.
@@ -58,6 +98,7 @@ class StepTables:
         body_flops: FLOPs of a token.
         head_flops: FLOPs of a row.
         attention: ATTENTION, one row per kind of layer.
+        shares: How the energy of a step is shared out.
         function: Address of a C function (address of StepWork's numbers, 0) that tells the time instead;
             0 = none.
     """
@@ -68,6 +109,7 @@ class StepTables:
     body_flops: float
     head_flops: float
     attention: NDArray[Any]
+    shares: Shares
     function: int = 0
 
 
@@ -100,6 +142,19 @@ class AffineTiming:
         return StepCost(
             time_s, self.pair_flops * work.prefill_pairs, self.context_bytes * work.decode_context_tokens
         )
+
+    @property
+    def shares(self) -> Shares:
+        """Its own coefficients: a step's weight is its time."""
+        _, *own_s = self.unit_costs(StepWork())
+        return Shares(self.base_s, 0.0, 0.0, 0.0, 0.0, self.context_s, *own_s)
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:  # noqa: ARG002
+        """`base_s` is shared; the rest is everybody's own."""
+        return UnitCosts(
+            shared_s=self.base_s, prefill_s=self.prefill_s, decode_s=self.decode_s, row_s=0.0,
+            decode_context_s=self.context_s, pair_s=0.0, prefill_context_s=self.context_s, cached_s=0.0,
+        )  # fmt: skip
 
     def compiled(self) -> AffineTiming:
         """Itself: it is data already."""

@@ -15,9 +15,9 @@ from kavier.ecosystem.vllm_versions import is_async, rules_of
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
-from kavier.timing.compiled import ATTENTION, HOST, NO_WINDOW, PRICE, StepTables
-from kavier.timing.gemm import TokenOp, compute_dtype, gemm_kind
-from kavier.timing.linear import Rank, head_ops, layer_ops
+from kavier.timing.compiled import ATTENTION, HOST, NO_WINDOW, PRICE, Shares, StepTables
+from kavier.timing.gemm import TokenOp, compute_dtype, gemm_kind, gemm_roof
+from kavier.timing.linear import Rank, Small, head_ops, layer_ops
 from kavier.timing.moe import expert_kind
 from kavier.timing.parameters import (
     Parameters,
@@ -25,7 +25,7 @@ from kavier.timing.parameters import (
     is_datacenter_blackwell,
     parameters_of,
 )
-from kavier.timing.step import StepCost, StepWork
+from kavier.timing.step import StepCost, StepWork, UnitCosts
 
 LARGEST_GRAPH = 512
 LARGEST_GRAPH_ON_DATACENTER_BLACKWELL = 1024
@@ -68,6 +68,7 @@ class DatasheetTiming:
         self._head_flops = sum(count * op.flops_per_token for count, op in head)
         kinds = Counter(layer.attention for layer in model.layers)
         self._attention = [attention_layers(gpu, p, kind, engine, count) for kind, count in kinds.items()]
+        self._shares = self._make_shares(_activation_bytes(body), _activation_bytes(head))
 
     def cost(self, work: StepWork) -> StepCost:
         """Time, and FLOPs and bytes of the useful (unpadded) work, on one GPU."""
@@ -93,6 +94,42 @@ class DatasheetTiming:
         """What the host takes for a step of so many sampled rows, if it works beside the GPU."""
         return float(self._host_s[min(rows, len(self._host_s) - 1)])
 
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        """Bytes and FLOPs over what the GPU reaches; those of weights are shared."""
+        shares, tokens, rows = self._shares, work.prefill_tokens + work.decodes, work.sampled
+        shared_s = shares.step_s + shares.byte_s * self._body[tokens][1] - tokens * shares.token_bytes_s
+        shared_s += shares.byte_s * self._head[rows][1] - rows * shares.row_bytes_s
+        attention = _attention_costs(self._attention, work, shares.byte_s, shares.flop_s)
+        return UnitCosts(shared_s, shares.prefill_s, shares.decode_s, shares.row_s, *attention)
+
+    def _make_shares(self, token_bytes: float, row_bytes: float) -> Shares:
+        """The host's work of a step is shared where it is added to the GPU's."""
+        p = self._parameters
+        roof = gemm_roof(self._gpu, p, kind_of_gemm(self._model, self._gpu))
+        byte_s = 1.0 / roof.bytes_per_s
+        flop_s = 1.0 / (self._gpu.flops_per_s["bf16"] * p["attention.prefill.compute_efficiency"])
+        token_s = self._body_flops / roof.flops_per_s + byte_s * token_bytes
+        unlimited = [layers for layers in self._attention if layers.window is None]
+        one_of_each = StepWork(1, 1, 1, 2, 1, 1, 1)
+        decode_context_s, pair_s, prefill_context_s, cached_s = _attention_costs(
+            unlimited, one_of_each, byte_s, flop_s
+        )
+        return Shares(
+            step_s=0.0 if is_async(self._engine) else p["host.step_s"],
+            byte_s=byte_s,
+            flop_s=flop_s,
+            token_bytes_s=byte_s * token_bytes,
+            row_bytes_s=byte_s * row_bytes,
+            context_s=0.0,
+            prefill_s=token_s,
+            decode_s=token_s,
+            row_s=self._head_flops / roof.flops_per_s + byte_s * row_bytes,
+            decode_context_s=decode_context_s,
+            pair_s=pair_s,
+            prefill_context_s=prefill_context_s,
+            cached_s=cached_s,
+        )
+
     def compiled(self) -> StepTables:
         """Everything `cost` looks up or multiplies with, as arrays."""
         return StepTables(
@@ -102,6 +139,7 @@ class DatasheetTiming:
             body_flops=float(self._body_flops),
             head_flops=float(self._head_flops),
             attention=np.array([_attention_row(layers) for layers in self._attention], ATTENTION),
+            shares=self._shares,
         )
 
     def assumptions(self) -> list[str]:
@@ -145,6 +183,22 @@ class _Prices:
             time_s += count * op.time_s(padded)
             memory_bytes += count * op.memory_bytes(tokens)
         return time_s, memory_bytes
+
+
+def _activation_bytes(ops: Sequence[tuple[int, TokenOp]]) -> float:
+    """Of a token (or row): what is moved besides weights."""
+    return sum(count * op.bytes_per_token for count, op in ops if isinstance(op, Small))
+
+
+def _attention_costs(
+    attention: Sequence[AttentionLayers], work: StepWork, byte_s: float, flop_s: float
+) -> tuple[float, float, float, float]:
+    """The last four of `UnitCosts`."""
+    costs_s = [layers.unit_costs(work, byte_s=byte_s, flop_s=flop_s) for layers in attention]
+    decode_context_s, pair_s, prefill_context_s, cached_s = (
+        sum(column) for column in zip(*costs_s, (0.0,) * 4, strict=True)
+    )
+    return decode_context_s, pair_s, prefill_context_s, cached_s
 
 
 def _attention_row(layers: AttentionLayers) -> tuple[float, ...]:
@@ -233,7 +287,7 @@ def _kernels_assumption(gpu: GpuSpec, p: Parameters) -> str:
 
 def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
     """What is priced with shared constants although the GPU's kernels were measured."""
-    needed = {group_of_gemm(model, gpu), "attention.decode", "attention.prefill"}
+    needed = {f"gemm.{kind_of_gemm(model, gpu)}", "attention.decode", "attention.prefill"}
     needed |= groups_of_experts(model, gpu)
     if (degree := engine.tensor_parallel_size) > 1:
         nearest = next((d for d in MEASURED_DEGREES if d >= degree), MEASURED_DEGREES[-1])
@@ -242,10 +296,10 @@ def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -
         yield f"not measured on {gpu.name}, so priced with shared constants: {', '.join(missing)}"
 
 
-def group_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
-    """The group of numbers that most matrix multiplications of a model take."""
+def kind_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
+    """How the matrices of attention are multiplied: see `gemm.gemm_kind`."""
     dense = model.weight_dtype if model.is_quantized(Weight("attention", 1)) else "bf16"
-    return f"gemm.{gemm_kind(gpu, dense, model.quant_group_size)}"
+    return gemm_kind(gpu, dense, model.quant_group_size)
 
 
 def groups_of_experts(model: ModelSpec, gpu: GpuSpec) -> set[str]:

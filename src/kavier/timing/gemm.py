@@ -14,14 +14,6 @@ from kavier.timing.parameters import Parameters
 ACTIVATION_BYTES = 2
 """bf16 or fp16."""
 
-SHORT_K = 80.0
-"""A sum over k products costs like one over k + 80: the start of each block's pipeline. Fitted to each GPU it
-went from 1 to 440, and medians of errors became smaller by 0.3 points at most: the tables do not tell it."""
-
-TILED_SHARPNESS = 3.0
-"""Of kernels whose blocks are counted: where compute begins to matter the waves of blocks decide, and fits
-find any exponent from 3 to 8 with the same errors."""
-
 TILE_ROWS, SMALL_TILE = 128, 64
 """Rows and columns of a block of a tiled kernel: small ones up to as many rows of activations."""
 
@@ -52,6 +44,7 @@ class Roof:
         bytes_per_s: Datasheet bandwidth, times an efficiency.
         launch_s: Fixed time of one kernel.
         sharpness: Exponent p of the smooth maximum.
+        short_k: A sum over k products costs like one over k + short_k.
         input_bytes: Bytes of one input activation.
         tiles: How the kernel cuts its output into blocks; None where its time does not show them.
     """
@@ -60,13 +53,14 @@ class Roof:
     bytes_per_s: float
     launch_s: float
     sharpness: float
+    short_k: float
     input_bytes: float = ACTIVATION_BYTES
     tiles: Tiles | None = None
 
     def time_s(self, rows: Numbers, n: Numbers, k: Numbers, weight_bytes: Numbers) -> Numbers:
         """Seconds to multiply (rows x k) activations with a (k x n) weight of `weight_bytes`."""
         work, rate = self._blocks(rows, n)
-        compute_s = 2.0 * work * (k + SHORT_K) / (self.flops_per_s * rate)
+        compute_s = 2.0 * work * (k + self.short_k) / (self.flops_per_s * rate)
         activation_bytes = rows * (k * self.input_bytes + n * ACTIVATION_BYTES)
         memory_s = (weight_bytes + activation_bytes) / self.bytes_per_s
         return self.launch_s + smooth_max(compute_s, memory_s, self.sharpness)
@@ -140,7 +134,8 @@ def gemm_roof(gpu: GpuSpec, parameters: Parameters, kind: str) -> Roof:
         flops_per_s=gpu.flops_per_s["bf16" if kind == "bf16" else "fp8"] * p["compute_efficiency"],
         bytes_per_s=gpu.bandwidth_bytes_per_s * p["memory_efficiency"],
         launch_s=p["launch_s"],
-        sharpness=TILED_SHARPNESS if tiles else p["sharpness"],
+        sharpness=parameters["gemm.tiled_sharpness"] if tiles else p["sharpness"],
+        short_k=parameters["gemm.short_k"],
         input_bytes=ACTIVATION_BYTES if kind == "bf16" else 1,
         tiles=tiles,
     )

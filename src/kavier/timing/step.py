@@ -48,6 +48,34 @@ class StepCost(NamedTuple):
     bytes: float
 
 
+class UnitCosts(NamedTuple):
+    """What the parts of a step weigh when its energy is shared out, in seconds of one GPU.
+
+    A request weighs an equal part of `shared_s`, which is there as soon as anybody is, and its own tokens,
+    rows and context. Own bytes and FLOPs are added, not the larger taken, and times of kernels do not matter:
+    weights are for sharing, `StepCost.time_s` is how long the step takes.
+
+    Attributes:
+        shared_s: Of the whole step: host work and weights read.
+        prefill_s: A prefill token.
+        decode_s: The token of a decode.
+        row_s: A sampled row.
+        decode_context_s: A KV entry read by a decode.
+        pair_s: A (query, key) pair of a prefill.
+        prefill_context_s: A token of a prefill's context, its own tokens included.
+        cached_s: A token of a prefill's context that was computed before.
+    """
+
+    shared_s: float
+    prefill_s: float
+    decode_s: float
+    row_s: float
+    decode_context_s: float
+    pair_s: float
+    prefill_context_s: float
+    cached_s: float
+
+
 class StepTimeModel(Protocol):
     """Prices a step. Pure: same work, same cost; reads nothing else."""
 
@@ -56,4 +84,8 @@ class StepTimeModel(Protocol):
 
     def cost(self, work: StepWork) -> StepCost:
         """Time and work of a step with at least one token."""
+        ...
+
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        """By what the energy of a step with at least one token is shared out."""
         ...

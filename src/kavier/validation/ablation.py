@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
-from kavier.runner import Progress, Result
+from kavier.runner import Progress, Result, simulate
 from kavier.scenario import Scenario, parse_scenario
 from kavier.scenario_file import set_path
+from kavier.timing.parameters import Parameters
 from kavier.validation.case import NamedCase
 from kavier.validation.compare import errors_over
 from kavier.validation.validate import Simulate, as_it_is, validate_case
@@ -28,10 +30,44 @@ def without(path: str, value: object) -> Simulate:
     return play
 
 
+def with_numbers(names: str, value: float) -> Simulate:
+    """Plays scenarios with some numbers of the step-time model set to what takes the term away.
+
+    Args:
+        names: Of the numbers, as a pattern: see `timing.parameters`.
+        value: 0 for a time, `FREE` for a rate.
+    """
+    pattern = re.compile(names)
+
+    def adjust(parameters: Parameters) -> Parameters:
+        return parameters.replaced({name: value for name in parameters.values if pattern.fullmatch(name)})
+
+    def play(scenario: Scenario, workload: Workload | None, progress: Progress | None) -> Result:
+        return simulate(
+            scenario, progress, workload=workload, keep_timeline=lambda _: None, adjust=adjust
+        )  # fmt: skip
+
+    return play
+
+
+FREE = 1e9
+"""A share of bandwidth at which nothing takes time."""
+
 VARIANTS: Mapping[str, Simulate] = {
     "prefix cache": without("engine.enable_prefix_caching", value=False),
     "asynchronous scheduling": without("engine.async_scheduling", value=False),
     "client term": without("client", "engine"),
+    "KV read": with_numbers(r"attention\.decode\.memory_efficiency", FREE),
+    "attention launch": with_numbers(r"attention\.(decode|prefill)\.launch_s", 0.0),
+    "attention per sequence and KV head": with_numbers(r"attention\.decode\.sequence_head_s", 0.0),
+    "attention of mixed batches": with_numbers(r"attention\.mixed\..*", 0.0),
+    "GEMM launch": with_numbers(r"gemm\..*\.launch_s", 0.0),
+    "short sums in GEMMs": with_numbers(r"gemm\.short_k", 0.0),
+    "small kernels": with_numbers(r"small\.kernels", 0.0),
+    "all-reduce": with_numbers(r"collectives\..*\.share_.*", FREE),
+    "sampler": with_numbers(r"sampler\..*", 0.0),
+    "top-k and top-p": without("engine.sampling", "plain"),
+    "host work": with_numbers(r"host\..*", 0.0),
 }
 """Term -> how a case is played without it."""
 

@@ -108,14 +108,12 @@ class Arguments:
 
     Attributes:
         gpus: The numbers of GPUs it was run on.
-        async_scheduling: vLLM's argument.
         max_num_batched_tokens: Likewise.
         max_model_len: Likewise.
         rounds: (GPUs, max_num_seqs) -> how often the requests of the task were sent.
     """
 
     gpus: tuple[int, ...]
-    async_scheduling: bool
     max_num_batched_tokens: int
     max_model_len: int
     rounds: Mapping[tuple[int, int], int]
@@ -211,7 +209,6 @@ def _arguments(tree: Any) -> dict[tuple[str, str, str], list[Arguments]]:
         found.setdefault((config["model"], config["task"], config["gpu"]), []).append(
             Arguments(
                 gpus,
-                bool(given.get("async-scheduling", False)),
                 given["max-num-batched-tokens"],
                 given["max-model-len"],
                 rounds,

@@ -7,7 +7,7 @@ requests of a residue class of offsets need of blocks, they need in the same ste
 
 from __future__ import annotations
 
-from kavier.native.kit import INT32, Integer, Record, at, larger, smaller
+from kavier.native.kit import INT32, Integer, Record, at, larger, prefetch, smaller
 from kavier.simulation.kernel.blocks import allocate, blocks_for
 from kavier.simulation.kernel.prefix import (
     cache_full_blocks,
@@ -30,7 +30,9 @@ from kavier.simulation.kernel.queues import (
     waiting_head,
 )
 from kavier.simulation.kernel.records import DECODING, DRAINING, GONE, PREFILLING, REJECTED_KV
+from kavier.simulation.kernel.shares import is_decode, keep_energy, leave_shares, pairs_of
 from kavier.simulation.kernel.typed import Replica, Request, Settings, Slot, compiled, inlined
+from kavier.timing.compiled import PRICE_BYTES
 
 
 @inlined
@@ -153,6 +155,7 @@ def _plan_chunks(r: Replica, c: Settings, limit: Integer) -> tuple[Integer, Inte
 @inlined
 def leave_decoding(r: Replica, c: Settings, slot: Slot) -> None:
     """A slot decodes no more."""
+    leave_shares(r, slot)
     r.num_decoding -= 1
     r.decoding_tokens -= slot.offset + r.tick
     wanting_at(r, c, slot.offset % c.block_size).value -= 1
@@ -188,6 +191,7 @@ def _preempt(r: Replica, c: Settings, s: Integer, chunk: Integer) -> None:
     if slot.state == PREFILLING:
         computed = slot.computed + chunk
         hashed = computed
+        keep_energy(c, slot)
         _forget_prefill(r, c, s)
     else:
         computed = slot.offset + r.tick + chunk
@@ -198,6 +202,7 @@ def _preempt(r: Replica, c: Settings, s: Integer, chunk: Integer) -> None:
             request.output_tokens = request.output_length - (slot.finish_tick - r.tick)
             request.last_token_s = r.end_s
             leave_decoding(r, c, slot)
+            keep_energy(c, slot)
             leave_finish(r, c, s)
             if c.caching:
                 unwatch(r, c, s)
@@ -248,16 +253,16 @@ def _least_urgent(r: Replica, c: Settings) -> Integer:
 
 @inlined
 def _count_prefill(r: Replica, request: Request, computed: Integer, chunk: Integer) -> None:
-    """As `scheduler._advance`: one token behind the prompt counts as a decode, even if it was lost before."""
+    """As `scheduler._advance`."""
     step = r.step
     after = computed + chunk
-    if chunk == 1 and computed >= request.prompt_tokens:
+    if is_decode(request, computed, chunk):
         step.decodes += 1
         step.decode_context_tokens += after
     else:
         step.prefills += 1
         step.prefill_tokens += chunk
-        step.prefill_pairs += chunk * computed + chunk * (chunk + 1) // 2
+        step.prefill_pairs += pairs_of(computed, chunk)
         step.prefill_context_tokens += after
     step.sampled += after == request.prompt_tokens + request.output_tokens
 
@@ -366,6 +371,13 @@ def _count_lookup(r: Replica, c: Settings, request: Request, total: Integer, cac
             r.step.hit_tokens += cached
 
 
+@inlined
+def _foresee_price(r: Replica, c: Settings, chunk: Integer) -> None:
+    """With this chunk the step may be complete: its row of the table is in no cache."""
+    tokens = r.step.prefill_tokens + r.step.decodes + r.num_decoding + chunk
+    prefetch(c.body + tokens * PRICE_BYTES)
+
+
 @compiled
 def _admit(r: Replica, c: Settings, q: Integer, left: Integer, limit: Integer) -> Integer:
     """Admit the head of the queue; returns the tokens it computes in this step, 0 if it has to wait."""
@@ -385,6 +397,7 @@ def _admit(r: Replica, c: Settings, q: Integer, left: Integer, limit: Integer) -
     reserve = c.watermark_blocks if r.num_running else 0
     if blocks_for(c, to_fit) - found + idle + reserve > r.num_free:
         return 0
+    _foresee_price(r, c, chunk)
     pop_waiting(r, c)
     s = seat(r, c, q)
     if c.caching:
@@ -397,7 +410,7 @@ def _admit(r: Replica, c: Settings, q: Integer, left: Integer, limit: Integer) -
     _count_lookup(r, c, request, total, cached)
     _count_prefill(r, request, cached, chunk)
     slot = slot_at(r, c, s)
-    slot.computed, slot.target = cached + chunk, total
+    slot.computed, slot.target, slot.chunk = cached + chunk, total, chunk
     keep_prefill(r, c, s, slot)
     return chunk
 

@@ -46,6 +46,12 @@ from kavier.simulation.kernel.records import (
     STALLED,
     STEADY,
 )
+from kavier.simulation.kernel.shares import (
+    join_shares,
+    keep_energy,
+    settle_shares,
+    share_step,
+)
 from kavier.simulation.kernel.timeline import (
     accumulate,
     count_gap,
@@ -64,6 +70,7 @@ def _join_decoding(r: Replica, c: Settings, s: Integer, tokens_left: Integer) ->
     slot.state = DECODING
     slot.offset = slot.target - r.tick
     slot.finish_tick = r.tick + tokens_left
+    join_shares(r, slot)
     r.num_decoding += 1
     r.decoding_tokens += slot.target
     wanting_at(r, c, slot.offset % c.block_size).value += 1
@@ -134,6 +141,7 @@ def complete(r: Replica, c: Settings) -> None:
     """See to what the last scheduled step brings. Requests leave in batch order: it makes the LRU order."""
     if r.num_draining:
         _release_drained(r, c)
+    settle_shares(r, c)
     count = take_finished(r, c, r.scratch)
     for i in range(count):
         _stop_decoding(r, c, listed(r.scratch, c, i).value)
@@ -147,6 +155,7 @@ def complete(r: Replica, c: Settings) -> None:
         slot = slot_at(r, c, s)
         request = request_at(c, slot.request)
         request.last_token_s = r.end_s
+        keep_energy(c, slot)
         if c.asynchronous:
             slot.state = DRAINING
             listed(r.draining, c, i).value = s
@@ -207,6 +216,7 @@ def _begin_empty_step(r: Replica, c: Settings) -> bool:
     if not c.asynchronous:
         s.start_s, s.duration_s = r.decide_s, SLEEP_S
         s.energy_j = energy_j(c.power, 0.0, 0.0, SLEEP_S)
+        r.num_asleep += 1
         _record_step(r, c)
         r.start_s, r.end_s = s.start_s, s.start_s + SLEEP_S
         _rest(r, READY, r.end_s)
@@ -234,6 +244,7 @@ def begin_step(r: Replica, c: Settings) -> bool:
         return _begin_empty_step(r, c)
     s.start_s = _start_s(r)
     price_step(c, s)
+    share_step(r, c)
     before_s = r.end_s
     r.start_s, r.end_s = s.start_s, s.start_s + s.duration_s
     foresee_gap(r, r.end_s - before_s)

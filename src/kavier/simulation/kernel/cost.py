@@ -22,12 +22,21 @@ WORK_OFFSET = int(STEP.fields["prefills"][1])  # type: ignore[index]
 
 
 @inlined
+def within_window(a: Attention, s: Step) -> tuple[Integer, Integer, Integer]:
+    """`timing.attention.AttentionLayers._within_window`."""
+    tokens = s.prefill_tokens
+    return (
+        smaller(s.decode_context_tokens, s.decodes * a.window),
+        smaller(s.prefill_pairs, tokens * a.window),
+        smaller(s.prefill_context_tokens, tokens + s.prefills * (a.window - 1)),
+    )
+
+
+@inlined
 def _attention_cost(a: Attention, s: Step) -> tuple[float, float, Integer]:
     """`timing.attention.AttentionLayers.cost`."""
     tokens, decodes = s.prefill_tokens, s.decodes
-    read = smaller(s.decode_context_tokens, decodes * a.window)
-    pairs = smaller(s.prefill_pairs, tokens * a.window)
-    context = smaller(s.prefill_context_tokens, tokens + s.prefills * (a.window - 1))
+    read, pairs, context = within_window(a, s)
     time_s = 0.0
     if decodes:
         rows_s = decodes * a.sequence_s

@@ -52,6 +52,7 @@ def seat(r: Replica, c: Settings, q: Integer) -> Integer:
     slot.order = r.admissions
     slot.state = PREFILLING
     slot.num_nodes = 0
+    slot.energy_j = 0.0
     slot.due_previous = slot.due_next = -1
     return s
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from kavier.timing.compiled import SHARES
+
 MAX_TOKENS = 2**30
 """Requests count tokens in 32 bits, prompt and answer together."""
 
@@ -49,6 +51,7 @@ SLOT = np.dtype(
         ("finish_tick", "i8"),  # decoding: the step that samples its last token
         ("order", "i8"),  # rises with admission: the order of `running`
         ("first_told", "i8"),  # of its request
+        ("energy_j", "f8"),  # its share of steps; decoding: less what the replica's sums told when it joined
         ("computed", "i4"),  # prefilling: tokens computed, those of the running step included
         ("target", "i4"),  # tokens that its prefill computes
         ("chunk", "i4"),  # prefilling: tokens in the step being decided
@@ -230,9 +233,11 @@ SETTINGS = np.dtype(
         ("num_refused", "i8"),  # steps for which it answered no time
         ("refused", WORK),  # the last of them
         ("power", POWER),
+        ("shares", SHARES),
         # workload
         ("requests", "i8"),
         ("num_requests", "i8"),
+        ("energies", "i8"),  # of each request, in J: up to date only while it is preempted, and at the end
         ("children", "i8"),  # by priority: first child of each request in the heap
         (
             "first_told",
@@ -272,6 +277,9 @@ WHEEL_BITS = 10
 WHEEL = 1 << WHEEL_BITS
 """Steps that the calendar of finishes looks ahead; later ones are looked at again when it has turned."""
 
+SETTLE = 1 << 12
+"""Ticks until sums of energy begin anew: they are exact to SETTLE^2 / 2^53 = 2e-9 of a token of context."""
+
 COASTED = 32
 """Steps that are alike, of which the sums are taken together."""
 
@@ -286,6 +294,13 @@ COAST = np.dtype(
         ("energy_j", "f8", COASTED),
         ("gap_s", "f8", COASTED),
         ("gap_bin", "i8", COASTED),
+        ("context", "f8", COASTED),
+        ("equal_j", "f8", COASTED),
+        ("context_j", "f8", COASTED),
+        ("decodes", "i8"),  # of each step; this and the rest they have in common
+        ("base_flops", "f8"),
+        ("base_bytes", "f8"),
+        ("base_s", "f8"),  # weight in sharing
     ],
     align=True,
 )
@@ -311,6 +326,7 @@ REPLICA = np.dtype(
         ("debt", "i8"),  # evictions that happened but are still in the queue
         ("num_ended", "i8"),
         ("admissions", "i8"),
+        ("num_asleep", "i8"),  # empty steps that took time
         ("unreported", "i8"),  # asynchronous: requests have finished since the last schedule
         ("num_seen", "i8"),  # outstanding after the last schedule
         ("index", "i8"),
@@ -352,6 +368,11 @@ REPLICA = np.dtype(
         ("end_arrival", "i8"),
         ("step", STEP),  # the last scheduled one, or the one being decided
         ("timeline", TIMELINE),
+        # energy, since some tick, of a decode in every step: see shares.py
+        ("shared_at", "i8"),  # that tick
+        ("equal_j", "f8"),
+        ("context_j", "f8"),  # a token of context
+        ("rising_j", "f8"),
         ("coast", "i8"),  # COAST, of all replicas together: it is empty between calls
     ],
     align=True,

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from kavier.native.kit import decorators
 from kavier.simulation.kernel import records
-from kavier.timing.compiled import ATTENTION
+from kavier.timing.compiled import ATTENTION, SHARES
 
 Attention: TypeAlias = Any
 Cell: TypeAlias = Any
@@ -17,6 +17,7 @@ Power: TypeAlias = Any
 Replica: TypeAlias = Any
 Request: TypeAlias = Any
 Settings: TypeAlias = Any
+Shares: TypeAlias = Any
 Slot: TypeAlias = Any
 Step: TypeAlias = Any
 Timeline: TypeAlias = Any
@@ -32,6 +33,7 @@ compiled, inlined = decorators(
         "Replica": records.REPLICA,
         "Request": records.REQUEST,
         "Settings": records.SETTINGS,
+        "Shares": SHARES,
         "Slot": records.SLOT,
         "Step": records.STEP,
         "Timeline": records.TIMELINE,

@@ -19,7 +19,7 @@ from kavier.simulation.policy.views import LiveView, RequestView
 from kavier.simulation.replica import Replica
 from kavier.simulation.request import RANK, Request
 from kavier.timing.compiled import Compilable, StepTables
-from kavier.timing.step import StepCost, StepTimeModel, StepWork
+from kavier.timing.step import StepCost, StepTimeModel, StepWork, UnitCosts
 
 
 class PythonRouter:
@@ -52,6 +52,10 @@ class PythonTiming:
         """As `timing.step.StepTimeModel`."""
         return self._work.cost(work)._replace(time_s=self._policy.seconds(work))
 
+    def unit_costs(self, work: StepWork) -> UnitCosts:
+        """Those of the other model."""
+        return self._work.unit_costs(work)
+
     def compiled(self) -> StepTables:
         """The other model's tables, and the function for the time."""
         assert self._policy.address
@@ -63,7 +67,7 @@ class PythonTiming:
     def assumptions(self) -> list[str]:
         """For the trust notes."""
         return [
-            f"step time: {self._policy.name}, whose error nobody told; FLOPs, bytes and energy: datasheet",
+            f"step time: {self._policy.name}, whose error nobody told; FLOPs, bytes and energy: Kavier's",
         ]
 
     def refuse(self, work: Sequence[int]) -> None:
