@@ -17,6 +17,7 @@ from kavier.fitting.groups import FIXED, Group, Points, Refused, Task, between, 
 from kavier.fitting.robust import Array, Number, bias
 from kavier.scenario import Engine
 from kavier.timing.attention import AttentionLayers, attention_layers, attention_work
+from kavier.timing.parameters import parameters_of
 
 COLD_KV = 1.5
 """KV above this multiple of the L2 comes from memory: the attention benchmark repeats one call."""
@@ -122,14 +123,24 @@ def fit_attention(gpu: GpuSpec, version: str, rows: pl.DataFrame) -> Iterator[Gr
     rows = _whole_groups(rows)
     decodes, prefills = _cold_decodes(gpu, rows), _served_prefills(rows)
     plain = (pl.col("kv_dtype") == "bfloat16") & (pl.col("head_dim") == HEAD_DIM) & (pl.col("window") == 0)
-    for name, numbers, of_op, size in (
-        ("attention.decode", DECODE, decodes, "1,000 context tokens"),
-        ("attention.prefill", PREFILL, prefills, "tokens"),
+    known = dict(parameters_of(gpu, "datasheet").values)  # what decodes with a window take of other groups
+    for name, of_op, size in (
+        ("attention.prefill", prefills, "tokens"),
+        ("attention.decode", decodes, "1,000 context tokens"),
     ):
         if len(of_op):
-            points_of, beside = partial(_table_points, gpu, name), partial(_errors_beside, gpu, name, of_op)
-            fitted = of_op.filter(plain)
-            yield fit_task(Task(name, gpu, version, fitted, numbers, points_of, size, beside=beside))
+            points_of = partial(_table_points, gpu, name, NEUTRAL)
+            beside = partial(_errors_beside, gpu, name, known, of_op)
+            fitted, numbers = of_op.filter(plain), NUMBERS[name]
+            found = fit_task(Task(name, gpu, version, fitted, numbers, points_of, size, beside=beside))
+            yield found
+            known |= _named(found)
+
+
+def _named(found: Group | Refused) -> dict[str, float]:
+    """The numbers by dotted name; none if there are none."""
+    values = found.values if isinstance(found, Group) else {}
+    return {f"{found.name}.{name}": value for name, value in values.items()}
 
 
 def _whole_groups(rows: pl.DataFrame) -> pl.DataFrame:
@@ -159,7 +170,7 @@ def _served_prefills(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _table_points(gpu: GpuSpec, group: str, rows: pl.DataFrame) -> Points:
+def _table_points(gpu: GpuSpec, group: str, known: Mapping[str, float], rows: pl.DataFrame) -> Points:
     batch, isl, step, measured_s = columns(rows, "batch", "isl", "step", "time_s")
     nothing = np.zeros(len(rows))
     if group == "attention.decode":
@@ -176,7 +187,7 @@ def _table_points(gpu: GpuSpec, group: str, rows: pl.DataFrame) -> Points:
     ]
 
     def form(values: Mapping[str, float]) -> Array:
-        parameters, total_s = only(group, values, NEUTRAL), np.empty(len(rows))
+        parameters, total_s = only(group, values, known), np.empty(len(rows))
         for attention, engine, part, where in shapes:
             total_s[where] = attention_s(attention_layers(gpu, parameters, attention, engine, 1), part)
         return total_s
@@ -202,15 +213,20 @@ def _engine(shape: Mapping[str, object]) -> Engine:
 
 
 def _errors_beside(
-    gpu: GpuSpec, group: str, rows: pl.DataFrame, kernel: str, values: Mapping[str, float]
+    gpu: GpuSpec,
+    group: str,
+    known: Mapping[str, float],
+    rows: pl.DataFrame,
+    kernel: str,
+    values: Mapping[str, float],
 ) -> list[str]:
-    """Errors of the numbers on the rows of the same kernel that they were not fitted to."""
+    """Errors of the numbers, beside `known` ones, on rows of the same kernel that they were not fitted to."""
     told, rows = [], rows.filter(pl.col("kernel") == kernel)
     for label, (which, head_dim, windowed) in OTHERS.items():
         window = pl.col("window") > 0 if windowed else pl.col("window") == 0
         part = rows.filter(which & (pl.col("head_dim") == head_dim) & window)
         if len(part):
-            points = _table_points(gpu, group, part)
+            points = _table_points(gpu, group, known, part)
             told.append(f"{label}: {bias(points.form(values) / points.measured_s - 1.0)}")
     return told
 
@@ -234,7 +250,7 @@ def fit_profiled_attention(gpu: GpuSpec, version: str, rows: pl.DataFrame) -> It
         yield found
         if isinstance(found, Refused):
             return
-        known |= {f"{group}.{name}": value for name, value in found.values.items()}
+        known |= _named(found)
 
 
 def _profiled_parts(gpu: GpuSpec, rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
