@@ -1,7 +1,8 @@
 """Fills docs/validation.md and its plots: `python docs/validate.py [LEVEL...]`, with ../shared/data there.
 
-Every case of validation/cases is played at every level (by default all that a scenario takes), then once more
-without each term, at the last level.
+Every case of validation/cases is played at every level (by default the best there is and the datasheet), then
+once more without each term, at the first level. What was found is also written to metrics/validated.toml,
+which tells every run how far off it may be.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from kavier.metrics.validated import Validated, record_toml
 from kavier.report.amounts import latency
 from kavier.report.svg import Panel, Series, svg
 from kavier.report.validation import LABELS, percent, size
-from kavier.scenario import Scenario
 from kavier.validation.ablation import ablate
-from kavier.validation.case import read_cases
+from kavier.validation.case import NamedCase, read_cases
 from kavier.validation.compare import METRICS, STATISTICS, Comparison, errors_over
+from kavier.validation.record import covered, recorded
 from kavier.validation.validate import validate_case
 from kavier.yaml_text import parse_yaml
 
@@ -30,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 CASES = sorted((ROOT / "validation" / "cases").glob("*.yaml"))
 PAGE = ROOT / "docs" / "validation.md"
 PLOTS = ROOT / "docs" / "validation"
+RECORD = ROOT / "src" / "kavier" / "metrics" / "validated.toml"
+LEVELS = ("auto", "datasheet")
 
 Results = dict[str, dict[str, list[Comparison]]]
 """Stem of a case file -> level -> its cases."""
@@ -38,21 +42,19 @@ BAD = 0.10
 """Absolute error of a mean (or median) from which on a case is listed."""
 
 
-def levels() -> list[str]:
-    """The levels that a scenario takes."""
-    named, *_ = get_args(Scenario.model_fields["timing"].annotation)
-    return list(get_args(named))
-
-
-def played(chosen: Sequence[str]) -> Results:
-    """All cases at all levels."""
+def played(chosen: Sequence[str]) -> tuple[Results, list[tuple[NamedCase, Comparison]]]:
+    """All cases at all levels: by set and level, and one by one."""
     results: Results = {}
+    pairs = []
     for path in CASES:
         for level in chosen:
             sys.stderr.write(f"{path.stem}, {level}\n")
-            cases = read_cases(path, level=level)
-            results.setdefault(path.stem, {})[level] = [validate_case(case) for case in cases]
-    return results
+            mine = [(case, validate_case(case)) for case in read_cases(path, level=level)]
+            found, by_level = mine[0][1].level, results.setdefault(path.stem, {})
+            if found not in by_level:  # the best may be the datasheet
+                by_level[found] = [compared for _, compared in mine]
+                pairs += mine
+    return results, pairs
 
 
 def overview(results: Results) -> str:
@@ -215,6 +217,19 @@ def _bad(stem: str, compared: Sequence[Comparison]) -> Iterator[str]:
             yield f"{name} | {bad} of {len(kept)} | {worst} | {which}"
 
 
+def trust(pairs: Sequence[tuple[NamedCase, Comparison]], record: Sequence[Validated]) -> str:
+    """How often the error that a run is told to expect covers the measured one."""
+    head = "| Expected from | Level | Metric | Runs | Within 1 | Within 2 | Worst |"
+    rows = [head, "|---|---|---|---|---|---|---|"]
+    for left_out, known in ((False, "all sets"), (True, "the other sets")):
+        for level in dict.fromkeys(compared.level for _, compared in pairs):
+            mine = [pair for pair in pairs if pair[1].level == level]
+            for metric, found in covered(mine, record, left_out=left_out).items():
+                shares = f"{found['within_1']:.0%} | {found['within_2']:.0%} | {found['worst']:.1f}"
+                rows.append(f"| {known} | {level} | {LABELS[metric]} | {found['runs']} | {shares} |")
+    return "\n".join(rows)
+
+
 def ablation(level: str) -> str:
     """Median absolute error of means without each term, a table for each set of whole runs."""
     tables = []
@@ -239,14 +254,17 @@ def main() -> None:
     assert spec.loader
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    chosen = sys.argv[1:] or levels()
+    chosen = sys.argv[1:] or LEVELS
     PLOTS.mkdir(exist_ok=True)
-    results = played(chosen)
+    results, pairs = played(chosen)
+    record = recorded(pairs)
+    RECORD.write_text(record_toml(record), encoding="utf-8")
     parts = {
         "overview": overview(results),
         "failures": failures(results),
         "sets": sections(results),
-        "ablation": ablation(chosen[-1]),
+        "trust": trust(pairs, record),
+        "ablation": ablation(chosen[0]),
     }
     text = PAGE.read_text(encoding="utf-8")
     for name, body in parts.items():

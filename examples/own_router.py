@@ -1,7 +1,7 @@
 """A router of one's own, a plain function: who holds the prompt's prefix, weighed against who is busy.
 
 Fewest outstanding knows no caches and computes prompts again and again. Longest match knows no load: a
-replica with too many prefixes, by chance, queues (here, in one of the first four seeds). The blend does neither.
+replica with too many prefixes, by chance, queues (in one of the first four seeds). The blend does neither.
 
 Run it: .venv/bin/python examples/own_router.py   (about 3 s)
 With a scenario of yours: kavier run my.yaml --replicas 4 --router examples/own_router.py:least_work

@@ -109,7 +109,7 @@ def test_make_demo_is_what_the_readme_says_and_its_scenario_is_sound():
 def labels(page: str) -> list[str]:
     """The page without its numbers and plots."""
     lines = [
-        re.sub(r"\s{2,}(?:[-\d].*|.*up to .*|none)|^\d.* finished$|(?<=means of ).*", "", line)
+        re.sub(r"\s{2,}(?:[-\d].*|.*up to .*|none)|^\d.* finished$|(?<=means of ).*|<?\d+%", "", line)
         for line in page.splitlines()
     ]
     return [" ".join(line.split()) for line in lines if line]

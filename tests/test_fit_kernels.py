@@ -38,7 +38,6 @@ from kavier.timing.parameters import (
     kernel_entries,
     kernel_versions,
     measured_gpus,
-    memory_class,
     parameters_of,
     shared_entries,
 )
@@ -270,13 +269,24 @@ def test_nothing_is_written_when_one_file_cannot_be(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_class_without_a_fit_takes_the_other_class():
-    group = Group("gemm.bf16", "0.24", {"memory_efficiency": 0.9}, {"memory_efficiency": "1"}, "", "")
-    on = find_gpu("B200")
-    assert memory_class(on) == "fast"
-    found = {each.name: each for each in shared_groups({"B200-SXM": [group]}, [on])}
-    assert found["memory.slow.gemm.bf16"].values == found["memory.fast.gemm.bf16"].values
-    assert found["memory.slow.gemm.bf16"].source.startswith("no GPU of slow memory was fitted")
+def test_shared_constants_are_medians_of_the_newest_fits_by_class():
+    """H100 is left out, of B200 the older version; L40S has slow memory, the others fast."""
+    unit = {"memory_efficiency": "1", "launch_s": "s"}
+    fits = {"B200": [(0.5, 9.0, "0.19"), (0.9, 3.0, "0.24")], "RTX-PRO-6000": [(0.8, 4.0, "0.24")],
+            "L40S": [(0.7, 8.0, "0.24")], "H100": [(0.1, 99.0, "0.24")]}  # fmt: skip
+    own = {
+        find_gpu(gpu).name: [
+            Group("gemm.bf16", version, {"memory_efficiency": share, "launch_s": launch_s}, unit, "", "")
+            for share, launch_s, version in each
+        ]
+        for gpu, each in fits.items()
+    }
+    found = {each.name: each for each in shared_groups(own, map(find_gpu, fits))}
+    assert found.keys() == {"gemm.bf16", "memory.fast.gemm.bf16", "memory.slow.gemm.bf16"}
+    assert found["gemm.bf16"].values == {"launch_s": 4.0}
+    assert found["memory.fast.gemm.bf16"].values == {"memory_efficiency": pytest.approx(0.85)}
+    assert found["memory.slow.gemm.bf16"].error == "not known: one GPU"
+    assert found["gemm.bf16"].source == "median of the fits of B200-SXM, L40S, RTX-PRO-6000"
 
 
 def test_every_gpu_has_a_number_for_every_group():

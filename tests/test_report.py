@@ -303,7 +303,7 @@ def test_the_page_of_a_plain_run_is_whole(result, capsys, monkeypatch, width):
     flat = " ".join(text.split())
     for note in result.summary["trust"]["notes"]:
         assert note in flat
-    assert "step times at level 'kernels'" in flat
+    assert "step times at level 'kernels'. Expected error TTFT" in flat
     assert "Nothing kept" in flat
 
 

@@ -229,7 +229,16 @@ PROMISED: dict[str, set[str]] = {
     "energy": {"gpu_kwh", "facility_kwh", "j_per_output_token"},
     "carbon": {"operational_gco2e", "gco2e_per_million_tokens"},
     "cost": {"usd", "usd_per_million_tokens"},
-    "trust": {"timing_level", "notes"},
+    "trust": {
+        "timing_level",
+        "load_factor",
+        "limited_by",
+        "nearest",
+        "step_error",
+        "sensitivity",
+        "expected_error",
+        "notes",
+    },
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kavier.ecosystem.gpu import GpuSpec, find_gpu
+from kavier.ecosystem.gpu import GpuSpec, find_gpu, gpu_names
 from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec
 from kavier.errors import InputError
 from kavier.scenario import Engine
@@ -556,3 +556,16 @@ def test_a_small_model_waits_for_its_host():
     assert hidden == pytest.approx(p["host.step_s"] + 100 * p["host.row_s"])
     added = timing(tiny, vllm_version="0.11").cost(decodes(100, 100)).time_s
     assert added > hidden
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_every_kind_of_model_is_priced_on_every_gpu(name):
+    on = find_gpu(name)
+    kinds = [
+        *MODELS.values(),
+        *(replace(MIXTRAL, weight_dtype=dtype) for dtype in ("fp8", "mxfp4", "int4")),
+        replace(MIXTRAL, weight_dtype="fp8", quant_group_size=128),
+    ]
+    for model in kinds:
+        for level in ("datasheet", None):
+            assert timing(model, on, level=level, tensor_parallel_size=2).cost(decodes(8, 500)).time_s > 0

@@ -96,7 +96,7 @@ def test_json_has_the_shape_of_the_specification(tmp_path):
     assert found.keys() == {"cases", "summary"}
     (case,) = found["cases"]
     assert {"case", "level", "metrics", "overloaded"} <= case.keys()
-    assert case["level"] == "datasheet"
+    assert case["level"] == "kernels"
     assert case["overloaded"] is False
     assert case["metrics"].keys() == {"ttft_s", "tpot_s", "e2e_s"}
     for points in case["metrics"].values():
@@ -567,7 +567,7 @@ def test_the_page_is_made_of_comparisons(tmp_path, monkeypatch):
         assert f"(validation/{name}.svg)" in sections
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
     text = (ROOT / "docs" / "validation.md").read_text()
-    for part in ("overview", "failures", "sets", "ablation"):
+    for part in ("overview", "failures", "sets", "trust", "ablation"):
         assert text.count(f"<!-- generated: {part} -->") == 1
 
 

@@ -126,7 +126,9 @@ def simulate(
     timeline.close(played.cells, window_s[1])
     facts = _facts(resolved, platform, played, window_s)
     summary = summarise_run(requests, timeline.totals(), played.token_gaps, facts)
-    summary["trust"] = trust(resolved, platform, workload, played.truncated, run.timing, power, summary)
+    summary["trust"] = trust(
+        resolved, platform, workload, requests, played.truncated, run.timing, power, summary
+    )
     summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
     return Result(
         resolved,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kavier.cli import run
-from kavier.errors import InputError
+from kavier.errors import InputError, reason
 
 if TYPE_CHECKING:
     from kavier.validation.case import NamedCase
@@ -42,6 +42,9 @@ def validate(
     ablate: Annotated[
         bool, typer.Option("--ablate", help="What each term is worth: errors without it, cases as a whole.")
     ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Also write the errors of each configuration, as Kavier ships them.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     **flags: Any,
 ) -> None:
@@ -56,6 +59,8 @@ def validate(
     from kavier.report.validation import print_ablation, print_validation
     from kavier.validation.compare import summary
 
+    if record and (ablate or measured):
+        raise InputError("--record is of case files as they are", expected="no --ablate and no --measured")
     given = {name: value for name, value in flags.items() if value is not None}
     if level is not None:
         given["timing"] = level
@@ -68,6 +73,8 @@ def validate(
         print_ablation(_ablation(named), json=json)
         return
     compared = _compared(named)
+    if record:
+        _record(record, named, compared)
     print_validation([one.as_dict() for one in compared], summary(compared), json=json)
 
 
@@ -116,6 +123,17 @@ def _compared(cases: list[NamedCase]) -> list[Comparison]:
             compared.append(validate_case(named))
             progress(len(compared), len(cases))
     return compared
+
+
+def _record(path: Path, named: list[NamedCase], compared: list[Comparison]) -> None:
+    from kavier.metrics.validated import record_toml
+    from kavier.validation.record import recorded
+
+    text = record_toml(recorded(list(zip(named, compared, strict=True))))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write the record: {reason(error)}", where=str(path)) from None
 
 
 def _ablation(cases: list[NamedCase]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from kavier.fitting.robust import Array, Fit, Form, Number, fit, spread
 from kavier.fitting.tables import kernels_of
 from kavier.timing.constants import read_constants
 from kavier.timing.parameters import Parameters
+from kavier.units import US_PER_S
 
 POINTS_A_NUMBER = 4
 """Points that a kernel must have for each number that is fitted to it, where the form averages them."""
@@ -136,8 +137,8 @@ def fit_task(task: Task) -> Group | Refused:
         return _refused(task, f"{most} points of one kernel at most, {task.least} are needed")
     served = [each for each in tried if each.found.values.get("launch_s", 0.0) <= task.most_launch_s]
     if not served:
-        why = f"every kernel seems to take over {1e6 * task.most_launch_s:.0f} us to start: none is served so"
-        return _refused(task, why)
+        most_us = task.most_launch_s * US_PER_S
+        return _refused(task, f"every kernel seems to take over {most_us:.0f} us to start: none is served so")
     many = COVERAGE * max(len(each.points.measured_s) for each in served)
     best = min(
         (each for each in served if len(each.points.measured_s) >= many), key=lambda each: each.found.miss

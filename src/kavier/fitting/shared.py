@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -34,8 +33,7 @@ def shared_groups(own: Mapping[str, Iterable[Group]], gpus: Iterable[GpuSpec]) -
             for name, value in group.values.items():
                 found = collected.setdefault(_class_of(gpu, group.name, name), {})
                 found.setdefault(name, []).append((gpu.name, value, group.units[name]))
-    medians = {path: _median(path, found) for path, found in collected.items()}
-    return [group for _, group in sorted({**_borrowed(medians), **medians}.items())]
+    return [_median(path, found) for path, found in sorted(collected.items())]
 
 
 def _newest(groups: Iterable[Group]) -> list[Group]:
@@ -66,16 +64,3 @@ def _median(path: str, found: Found) -> Group:
     widest = max(ratios, key=lambda name: ratios[name])
     error = f"largest over least between GPUs: {ratios[widest]:.2f} ({widest})"
     return Group(path, "", values, units, source, error)
-
-
-def _borrowed(medians: Mapping[str, Group]) -> dict[str, Group]:
-    """For a class of memory without a fit of a group: the efficiency of the other class."""
-    return dict(_borrow(medians, "slow", "fast")) | dict(_borrow(medians, "fast", "slow"))
-
-
-def _borrow(medians: Mapping[str, Group], to: str, of: str) -> Iterator[tuple[str, Group]]:
-    for path, group in medians.items():
-        if path.startswith(f"memory.{of}."):
-            own = path.replace(of, to, 1)
-            source = f"no GPU of {to} memory was fitted: {group.source} ({of} memory)"
-            yield own, replace(group, name=own, source=source)

@@ -10,9 +10,13 @@ import polars as pl
 
 from kavier.ecosystem.platform import Platform
 from kavier.ecosystem.vllm_versions import is_async, rules_of
+from kavier.metrics.capacity import Capacity, Load, demand
 from kavier.metrics.client import client_note
+from kavier.metrics.expected import Sensitivity, expected_errors, sensitivity
 from kavier.metrics.power import PowerModel
+from kavier.metrics.validated import Configuration, nearest, record
 from kavier.scenario import Engine, Scenario, Synthetic
+from kavier.timing.step import StepCost, StepWork
 from kavier.units import S_PER_HOUR
 from kavier.workload.presets import resolve
 from kavier.workload.table import Workload
@@ -29,6 +33,15 @@ NOTHING_SHARED = "the workload does not tell which prompts share tokens, so the 
 
 OVERLOAD = 0.5
 """Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
+
+NEAR_SATURATION = 5.0
+"""Per cent of TTFT that 1 % of step time makes, from which on it is said."""
+
+FILLED = 0.5
+"""Share of max_concurrency in flight from which on that limit shapes the load."""
+
+POLICY = "python"
+"""Level of step times that a policy gives."""
 
 UNUSED_COLUMNS = {
     "model": "every request is served by the scenario's model",
@@ -47,30 +60,38 @@ class Assuming(Protocol):
         """One sentence each."""
         ...
 
+    def cost(self, work: StepWork) -> StepCost:
+        """Time and work of a step."""
+        ...
+
 
 def trust(
     scenario: Scenario,
     platform: Platform,
     workload: Workload,
+    requests: pl.DataFrame,
     truncated: int,
     timing: Assuming,
     power: PowerModel,
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """{timing_level, notes}: one sentence for each thing a reader should know before believing a number.
+    """What a reader should know before believing a number; keys as in the glossary.
 
     Args:
         scenario: As simulated.
         platform: Its ecosystem.
         workload: What was read, and what reading changed.
+        requests: What came of them, with latencies.
         truncated: Answers cut at max_model_len.
         timing: The step-time model used.
         power: The power model used.
         summary: What came out.
     """
+    load = _load(scenario, platform, requests, timing, summary)
+    errors = _errors(platform, timing.level, power, load, summary)
     notes = [
         *_rejection_notes(scenario, platform, summary),
-        *_load_notes(summary),
+        *_load_notes(summary, errors["sensitivity"]),
         *_peak_notes(summary),
         *_workload_notes(scenario, workload, truncated),
         *_engine_notes(scenario, platform),
@@ -81,7 +102,51 @@ def trust(
         *(platform.kv.notes if scenario.engine.kv_cache else ()),
         *platform.notes,
     ]
-    return {"timing_level": timing.level, "notes": notes}
+    return {
+        "timing_level": timing.level,
+        "load_factor": load.factor if load else None,
+        "limited_by": load.limit if load else None,
+        **errors,
+        "notes": notes,
+    }
+
+
+def _load(
+    scenario: Scenario,
+    platform: Platform,
+    requests: pl.DataFrame,
+    timing: Assuming,
+    summary: Mapping[str, Any],
+) -> Load | None:
+    """None where nothing was served, every step recomputes all, or a policy says how long steps take."""
+    if not scenario.engine.kv_cache or timing.level == POLICY:
+        return None
+    asked = demand(requests, summary, scenario.fleet.replicas)
+    if asked is None:
+        return None
+    limit = scenario.workload.max_concurrency
+    in_flight = float(requests["e2e_s"].sum()) / summary["makespan_s"]
+    closed = limit is not None and in_flight > FILLED * limit
+    capacity = Capacity(asked, scenario.engine, summary["kv"]["blocks"], timing)
+    return capacity.load(platform.gpu, closed=closed)
+
+
+def _errors(
+    platform: Platform, level: str, power: PowerModel, load: Load | None, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is expected, from the nearest of what was validated; nothing of step times that a policy gives."""
+    near = (
+        None
+        if level == POLICY
+        else nearest(Configuration.of(platform), level, load.factor if load else None, record())
+    )
+    steps, found = near and near.step_errors(), load and sensitivity(load, summary)
+    return {
+        "nearest": near and near.as_dict(),
+        "step_error": steps,
+        "sensitivity": found,
+        "expected_error": expected_errors(found, steps, power.error) if found and steps else None,
+    }
 
 
 def _workload_notes(scenario: Scenario, workload: Workload, truncated: int) -> Iterator[str]:
@@ -140,8 +205,10 @@ def _rejection_notes(scenario: Scenario, platform: Platform, summary: Mapping[st
         yield f"rejected ({reason}): {count:,} of {summary['requests']['arrived']:,}: {limits[reason]}"
 
 
-def _load_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+def _load_notes(summary: Mapping[str, Any], found: Sensitivity | None) -> Iterator[str]:
     """Near saturation a small error of step time is a large one of queueing."""
+    if found and (grows := sum(found["ttft_s"].values())) > NEAR_SATURATION:
+        yield f"near saturation: steps that take 1 % longer make TTFT {grows:.0f} % longer"
     queue_s, e2e_s = summary["queue_s"]["mean"], summary["e2e_s"]["mean"]
     if queue_s and queue_s > OVERLOAD * e2e_s:
         yield (

@@ -17,6 +17,7 @@ from kavier.metrics.trust import NOTHING_SHARED
 from kavier.report.amounts import amount, counted, duration, latency, level, power
 from kavier.report.over_time import over_time
 from kavier.report.terminal import page_console, show
+from kavier.report.trust import notes_table, trust_table
 from kavier.runner import Result
 from kavier.scenario import Slo, WorkloadSection
 from kavier.units import MS_PER_S
@@ -53,7 +54,8 @@ def print_page(result: Result, out: Path | None) -> None:
         "",
         over_time(result, console.width) if result.summary["makespan_s"] else "Nothing ran.",
         "",
-        _trust(result.summary),
+        trust_table(result.summary),
+        notes_table(result.summary),
         "",
         Text(kept),
     )
@@ -229,20 +231,6 @@ def _impact_table(summary: dict[str, Any]) -> Table:
         amount(cost["usd_per_million_tokens"], "USD"),
         "no price known" if rent is None else f"{amount(cost['gpu_hours'], 'GPU-h')} x {rent:.2f} USD",
     )
-    return table
-
-
-def _trust(summary: dict[str, Any]) -> Table:
-    trust, engine = summary["trust"], summary["engine"]
-    played = "played by the compiled engine"
-    if engine["why"]:
-        played = f"played by the reference engine: {engine['why']}"
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False, title_justify="left")
-    table.title = Text(
-        f"How far to trust this: step times at level {trust['timing_level']!r}.", "bold not italic"
-    )
-    for note in (played, *trust["notes"]):
-        table.add_row("-", Text(note), style="dim")
     return table
 
 

@@ -74,8 +74,8 @@ def pictures(own: Mapping[str, Sequence[Group]]) -> dict[str, str]:
 def _panels(groups: Sequence[Group]) -> Iterator[Panel]:
     for name in dict.fromkeys(group.name for group in groups):
         same = sorted((g for g in groups if g.name == name), key=lambda g: version_number(g.version))
-        below = f"{same[0].size_name} (up: predicted / measured)"
-        yield Panel(name, below, [_series(group) for group in same], log_x=True)
+        series = [_series(group) for group in same]
+        yield Panel(f"{name}, fit / data", same[0].size_name, series, log_x=True)
 
 
 def _series(group: Group) -> Series:

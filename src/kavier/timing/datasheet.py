@@ -346,8 +346,8 @@ def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
         yield "MLA decodes on latents, prefill expands them; no MLA kernel was measured"
     if attention_kernel(gpu) == "flash2":
         yield (
-            "FlashAttention-2: a prefill in the batch, or a sliding window, slows decodes, which are computed "
-            "like blocks of query rows (measured on RTX 4090 and RTX PRO 6000)"
+            "FlashAttention-2: a prefill in the batch, or a sliding window, slows decodes, which are then "
+            "computed like blocks of query rows (measured on RTX 4090 and RTX PRO 6000)"
         )
 
 

@@ -71,7 +71,7 @@ def parameters_of(
         InputError: Level "kernels" for a GPU without measured kernels, level "datasheet" with a folder of
             kernels, or a folder without numbers of this GPU.
     """
-    shared = dict(_shared(gpu))
+    shared = _shared(gpu)
     if folder is not None and level == "datasheet":
         raise InputError(
             "kernels names a folder, but timing is datasheet, which takes none", value=str(folder),
@@ -173,8 +173,19 @@ def _numbers(found: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return {name: float(entry["value"]) for name, entry in found.items()}
 
 
-def _shared(gpu: GpuSpec) -> Iterator[tuple[str, float]]:
-    """The shared constants of this GPU's classes, under the names that a measured GPU's have."""
+def _shared(gpu: GpuSpec) -> dict[str, float]:
+    """The shared constants of this GPU's classes, under the names that a measured GPU's have.
+
+    Kernels that were measured on no memory of its class reach of it what plain matrix multiplications do.
+    """
+    found = dict(_of_classes(gpu))
+    for group in {_group(name) for name in found if name.endswith(".compute_efficiency")}:
+        if group.startswith(("gemm.", "moe.")):
+            found.setdefault(f"{group}.memory_efficiency", found["gemm.bf16.memory_efficiency"])
+    return found
+
+
+def _of_classes(gpu: GpuSpec) -> Iterator[tuple[str, float]]:
     memory, attention, link = f"memory.{memory_class(gpu)}.", attention_kernel(gpu), link_class(gpu)
     for name, number in _numbers(shared_entries()).items():
         kind, _, rest = name.partition(".")

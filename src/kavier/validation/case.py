@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +31,8 @@ class Case(Section):
     Either `measured` requests, which are then the workload; or `aggregates` alone, of a `closed_loop` or of
     the scenario's own workload. `warmup_requests`: so many of the first requests are left out.
     `client_timeout_s`: when the client gave up; simulated requests that take longer are left out, as the
-    failed ones are on the measured side.
+    failed ones are on the measured side. `doubtful`: metrics that hang on what was not recorded of the run:
+    they are shown, but tell no error of Kavier.
     """
 
     note: str | None = None
@@ -42,6 +43,7 @@ class Case(Section):
     warmup_requests: CountOrZero = 0
     client_timeout_s: Positive | None = None
     overloaded: bool = False
+    doubtful: tuple[MetricName, ...] = ()
 
     @model_validator(mode="after")
     def _one_truth(self) -> Case:
@@ -83,11 +85,12 @@ def _columns_of(label: str) -> list[str]:
 class CaseFile(Section):
     """What a file holds besides the keys of a case: those hold for all its cases.
 
-    `about`: what was measured, and where it is published. `data`: folder that the measured files' paths are
-    taken from, itself taken from the case file's.
+    `about`: what was measured, and where it is published. `source`: the latter in few words. `data`: folder
+    that the measured files' paths are taken from, itself taken from the case file's.
     """
 
     about: str = ""
+    source: str = ""
     data: Path = Path()
     cases: Mapping[str, Mapping[str, Any]] | None = None
     each_row: EachRow | None = None
@@ -103,6 +106,7 @@ class NamedCase:
         case: The case.
         scenario: Its scenario, without measured workload.
         root: Folder that the paths of measured data are taken from.
+        source: Where the measurements are published.
     """
 
     name: str
@@ -110,6 +114,7 @@ class NamedCase:
     case: Case
     scenario: Scenario
     root: Path
+    source: str = ""
 
 
 def read_cases(path: Path, data: Path | None = None, level: str | None = None) -> list[NamedCase]:
@@ -133,7 +138,7 @@ def read_cases(path: Path, data: Path | None = None, level: str | None = None) -
         raise InputError("both cases and each_row", where=str(path), expected="one of the two")
     root = (data or path.parent / file.data).resolve()
     parts = _parts(path, tree, file, root)
-    return [_named(path, name, part, root, level) for name, part in parts]
+    return [replace(_named(path, name, part, root, level), source=file.source) for name, part in parts]
 
 
 def _read_tree(path: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Comparison:
         overloaded: Whether it belongs into an average of its own.
         requests: How many were scored on the measured side; None for aggregates.
         notes: What was left out or assumed.
+        trust: As in the summary.
         measured: Columns of `METRICS`, the scored requests; None for aggregates.
         simulated: Likewise.
     """
@@ -57,6 +58,7 @@ class Comparison:
     overloaded: bool
     requests: int | None
     notes: tuple[str, ...]
+    trust: Mapping[str, Any]
     measured: pl.DataFrame | None
     simulated: pl.DataFrame
 

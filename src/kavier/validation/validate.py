@@ -45,7 +45,8 @@ def validate_case(
         fields["notes"] = (*([loop.note()] if loop else ()), *fields["notes"])
     trust = result.summary["trust"]
     notes = (*filter(None, [case.note]), *fields.pop("notes"), *_assumed(named, trust["notes"]))
-    return Comparison(case=named.name, of=named.of, level=trust["timing_level"], notes=notes, **fields)
+    level = trust["timing_level"]
+    return Comparison(case=named.name, of=named.of, level=level, notes=notes, trust=trust, **fields)
 
 
 def _assumed(named: NamedCase, trust_notes: list[str]) -> Iterator[str]:
