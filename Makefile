@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TRACE ?=
 
-.PHONY: demo test check validate format lock clean
+.PHONY: demo test check validate fit-kernels fit-kernels-check format lock clean
 demo: .venv/ready
 	$(BIN)/kavier run examples/azure-conversation-hour.yaml --out runs/demo
 
@@ -13,6 +13,21 @@ test: .venv/ready
 
 validate: .venv/ready
 	$(BIN)/python docs/validate.py
+
+# The shipped numbers of kernels, fitted anew with ../shared/data; fit-kernels-check says whether any moved.
+MEASURED := ../shared/data
+KERNELS := $(MEASURED)/aiconfigurator/gemm_perf.parquet $(MEASURED)/aiconfigurator/moe_perf.parquet \
+	$(MEASURED)/aiconfigurator/context_attention_perf.parquet \
+	$(MEASURED)/aiconfigurator/generation_attention_perf.parquet \
+	$(MEASURED)/aiconfigurator/custom_allreduce_perf.parquet \
+	$(MEASURED)/llmservingsim/profile_attention.parquet $(MEASURED)/llmservingsim/profile_dense.parquet \
+	$(MEASURED)/llmservingsim/profile_per_sequence.parquet
+
+fit-kernels: .venv/ready
+	$(BIN)/kavier fit-kernels $(KERNELS) --out src/kavier/timing/kernels --shared src/kavier/timing/datasheet.toml
+
+fit-kernels-check: .venv/ready
+	$(BIN)/pytest -n 0 tests/test_fit_kernels.py -k shipped
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -21,9 +21,11 @@ from numpy.random import default_rng
 from kavier.cli.run import PATHS
 from kavier.ecosystem.vllm_versions import RULES, VersionRules
 from kavier.report.console import glossary, print_page
+from kavier.report.kernel_catalog import by_group, numbers_told
 from kavier.runner import simulate
 from kavier.scenario import Scenario
 from kavier.simulation.router import PLANS, ROUTERS
+from kavier.timing.parameters import kernel_entries, kernel_versions, measured_gpus
 from kavier.workload.read import FORMATS
 
 ROOT = Path(__file__).parents[1]
@@ -151,6 +153,30 @@ def formats() -> str:
     return "\n".join(["| Format | Known by |", "|---|---|", *rows])
 
 
+def kernels() -> str:
+    """A table for each GPU: every group of numbers, its errors, and what it was fitted to."""
+    return "\n\n".join(_kernels_of(gpu) for gpu in measured_gpus())
+
+
+def _kernels_of(gpu: str) -> str:
+    head = ["| Group | vLLM | Numbers | Errors: median (p90) | Fitted to |", "|---|---|---|---|---|"]
+    rows = [
+        _kernel_row(group, version, numbers)
+        for version in kernel_versions(gpu)
+        for group, numbers in by_group(kernel_entries(gpu, version)).items()
+    ]
+    return "\n".join([f"### {gpu}", "", *head, *rows])
+
+
+def _kernel_row(group: str, version: str, numbers: Mapping[str, Mapping[str, Any]]) -> str:
+    first = next(iter(numbers.values()))
+    values = {name: float(entry["value"]) for name, entry in numbers.items()}
+    units = {name: str(entry["unit"]) for name, entry in numbers.items()}
+    told = numbers_told(values, units).replace("\n", "<br>")
+    errors = str(first["error"]).replace("; ", "<br>")
+    return f"| `{group}` | {version} | {told} | {errors} | {first['source']} |"
+
+
 def demo_page() -> str:
     """What `make demo` prints, the first notes alone."""
     return "```text\n" + shortened(render(simulate(DEMO))) + "\n```"
@@ -176,6 +202,7 @@ PARTS = {
     "docs/how-it-works.md": {"versions": versions},
     "docs/metrics.md": {"glossary": metrics},
     "docs/traces.md": {"formats": formats},
+    "docs/kernels.md": {"numbers": kernels},
 }
 DEMO_PARTS = {"README.md": {"demo": demo_page}}
 

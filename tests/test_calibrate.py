@@ -107,11 +107,11 @@ def test_numbers_of_a_simulated_machine_are_found_again(tmp_path, numbers, loads
     made = calibrate(cases, names)
     assert not made.found.refused
     for name, value in zip(names, numbers.values(), strict=True):
-        assert made.found.values[name] == pytest.approx(value, rel=0.02)
+        assert made.found.values[name] == pytest.approx(value, rel=0.03)
         assert 0 < made.found.standard_errors[name] < 0.2 * value or name == "calibration.client_s"
     for trained in made.training:
         for metric in ("ttft_s", "tpot_s", "e2e_s"):
-            assert abs(error_of(trained.calibrated, metric)) < 0.01
+            assert abs(error_of(trained.calibrated, metric)) < 0.02  # scheduling turns small errors to 1 %
 
 
 def test_a_run_that_is_as_simulated_calibrates_to_the_defaults(tmp_path):
@@ -147,7 +147,7 @@ def test_an_engine_without_client_tells_nothing_of_clients(tmp_path):
 
 def test_one_level_of_load_does_not_tell_steps_from_rows(tmp_path):
     numbers = {"host__step_s": 2e-3, "host__row_s": 60e-6}
-    case = run_of(tmp_path, numbers, workload=load(400, 20, 200, 200), engine={"async_scheduling": False})
+    case = run_of(tmp_path, numbers, workload=load(200, 1e4, 200, 200), engine={"async_scheduling": False})
     found = calibrate([case], full("host.step_s", "host.row_s")).found
     assert len(found.values) == len(found.refused) == 1
 

@@ -135,6 +135,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--trace t.csv --trace-block-size 16", base(workload={"trace": "t.csv", "block_tokens": 16})),
     ("--trace t.csv --timing p.py:f", base(timing="p.py:f")),
     ("--trace t.csv --calibration c.toml", base(calibration="c.toml")),
+    ("--trace t.csv --kernels mine", base(kernels="mine")),
     ("--trace t.csv --router p.py:f", base(fleet={"gpu": GPU, "router": "p.py:f"})),
     ("--trace t.csv --no-kv-cache", engine(kv_cache=False)),
     (

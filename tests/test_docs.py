@@ -73,6 +73,7 @@ def desk(tmp_path, monkeypatch):
     (tmp_path / "my-run.csv").write_text(RUN)
     (tmp_path / "my-calibration.toml").write_text(CALIBRATION)
     (tmp_path / "my-scenario.yaml").write_text(blocks(ROOT / "docs" / "scenario.md", "yaml")[0])
+    (tmp_path / "my-kernels.csv").write_text(blocks(ROOT / "docs" / "kernels.md", "csv")[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -101,6 +102,7 @@ def test_there_are_commands_of_each_kind():
         "workload",
         "catalog",
         "explain",
+        "fit-kernels",
         "validate",
     }
 

@@ -27,6 +27,7 @@ def gpu(memory_gib, name="H100-SXM"):
         interconnect="nvlink",
         interconnect_bytes_per_s=450e9,
         sms=132,
+        l2_bytes=50_000_000,
     )
 
 

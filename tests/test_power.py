@@ -31,7 +31,7 @@ def gpu(name, tdp_w, bandwidth_gb, bf16_tflops, floor_w, **more) -> GpuSpec:
     flops = {"bf16": bf16_tflops * 1e12, **more}
     return GpuSpec(
         name, "nvidia", "hopper", 2**36, bandwidth_gb * 1e9, flops, tdp_w, floor_w / 2, floor_w,
-        "nvlink", 450e9, 132,
+        "nvlink", 450e9, 132, 50_000_000,
     )  # fmt: skip
 
 

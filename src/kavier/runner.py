@@ -200,7 +200,8 @@ def _parameters(scenario: Scenario, platform: Platform) -> Parameters:
     """The numbers of the step-time model at the level asked for, or the best there is."""
     level = scenario.timing if scenario.timing in ("datasheet", "kernels", "calibrated") else None
     calibration = read_calibration(scenario.calibration) if scenario.calibration else None
-    return parameters_of(platform.gpu, cast("Level | None", level), platform.engine.vllm_version, calibration)
+    version = platform.engine.vllm_version
+    return parameters_of(platform.gpu, cast("Level | None", level), version, calibration, scenario.kernels)
 
 
 class _Run:

@@ -361,6 +361,10 @@ class Scenario(Section):
     calibration: Annotated[
         Path | None, Field(description="numbers of a measured run, as `kavier calibrate` writes them")
     ] = None
+    kernels: Annotated[
+        Path | None,
+        Field(description="folder that `kavier fit-kernels --out` wrote, before the shipped kernels"),
+    ] = None
     power: Annotated[
         Literal["saturating", "additive", "constant"],
         Field(description="GPU power in a step: see docs/metrics.md"),

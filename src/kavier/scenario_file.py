@@ -38,6 +38,7 @@ _FILES = (
     "workload.synthetic.prefixes.turn_tokens.trace",
     "site.carbon_series",
     "calibration",
+    "kernels",
 )
 
 _POLICIES = ("fleet.router", "engine.scheduling_policy", "timing")

@@ -10,6 +10,7 @@ PARAMETERS_PER_BILLION = 1e9
 US_PER_S = 1e6
 NS_PER_S = 1e9
 TOKENS_PER_MILLION = 1e6
+BYTES_PER_MB = 1e6
 BYTES_PER_GB = 1e9
 BYTES_PER_GIB = 2**30
 BYTES_PER_MIB = 2**20
@@ -30,6 +31,11 @@ def s_to_hours(duration_s: float) -> float:
 def gb_to_bytes(size_gb: float) -> int:
     """Decimal gigabytes (10^9, as bandwidth and datasheets use them) to bytes."""
     return round(size_gb * BYTES_PER_GB)
+
+
+def mb_to_bytes(size_mb: float) -> int:
+    """Decimal megabytes (10^6) to bytes."""
+    return round(size_mb * BYTES_PER_MB)
 
 
 def gib_to_bytes(size_gib: float) -> int:

@@ -1,4 +1,4 @@
-"""`kavier catalog`: the GPUs, models, regions and prices Kavier knows, with sources."""
+"""`kavier catalog`: the GPUs, models, regions, prices and kernels Kavier knows, with sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def catalog(
-    kind: Annotated[str, typer.Argument(help="gpus, models, regions or prices.")],
+    kind: Annotated[str, typer.Argument(help="gpus, models, regions, prices or kernels.")],
     name: Annotated[str | None, typer.Argument(help="One entry, with every value's source and date.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:

@@ -11,7 +11,17 @@ from typing import NoReturn
 
 import typer
 
-from kavier.cli import calibrate, catalog, conformance, explain, power, run, validate, workload
+from kavier.cli import (
+    calibrate,
+    catalog,
+    conformance,
+    explain,
+    fit_kernels,
+    power,
+    run,
+    validate,
+    workload,
+)
 from kavier.cli.vllm_command import VllmCommand
 from kavier.errors import InputError, one_of
 
@@ -30,6 +40,7 @@ app.command("explain")(explain.explain)
 app.command("validate", cls=VllmCommand)(validate.validate)
 app.command("calibrate", cls=VllmCommand)(calibrate.calibrate)
 app.command("conformance", cls=VllmCommand)(conformance.conformance)
+app.command("fit-kernels")(fit_kernels.fit_kernels)
 app.command("fit-power")(power.fit_power)
 app.command("validate-power")(power.validate_power)
 

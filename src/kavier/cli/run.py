@@ -37,6 +37,9 @@ def run(
     calibration: Annotated[
         Path | None, typer.Option(help="Numbers of a measured run: the output of `kavier calibrate`.")
     ] = None,
+    kernels: Annotated[
+        Path | None, typer.Option(help="Folder that fit-kernels --out wrote; before the shipped kernels.")
+    ] = None,
     client: Annotated[
         str | None, typer.Option(help="Where latencies are taken: engine, or http: its client.  [engine]")
     ] = None,
@@ -202,6 +205,7 @@ PATHS = {
     "router": "fleet.router",
     "timing": "timing",
     "calibration": "calibration",
+    "kernels": "kernels",
     "client": "client",
     "region": "site.region",
     "seed": "seed",

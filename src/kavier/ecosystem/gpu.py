@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from kavier.ecosystem.catalog import Catalog, Entry, Schema, load_catalog
-from kavier.units import gb_to_bytes, mib_to_bytes, tflops_to_flops
+from kavier.units import gb_to_bytes, mb_to_bytes, mib_to_bytes, tflops_to_flops
 
 _SCHEMA = Schema(
     thing="GPU",
     units={
         "memory": "MiB",
         "sms": "SM",
+        "l2_cache": "MB",
         "bandwidth": "GB/s",
         "flops.*": "TFLOP/s",
         "tdp": "W",
@@ -24,6 +25,7 @@ _SCHEMA = Schema(
     required=(
         "memory",
         "sms",
+        "l2_cache",
         "bandwidth",
         "flops.bf16",
         "tdp",
@@ -54,6 +56,7 @@ class GpuSpec:
         interconnect: "nvlink", "pcie" or "xgmi".
         interconnect_bytes_per_s: One direction, per GPU.
         sms: Streaming multiprocessors (AMD: compute units).
+        l2_bytes: Last cache in front of the memory.
     """
 
     name: str
@@ -68,6 +71,7 @@ class GpuSpec:
     interconnect: str
     interconnect_bytes_per_s: float
     sms: int
+    l2_bytes: int
 
 
 def find_gpu(name: str) -> GpuSpec:
@@ -118,4 +122,5 @@ def _spec(entry: Entry) -> GpuSpec:
         interconnect=entry.labels["interconnect"],
         interconnect_bytes_per_s=float(gb_to_bytes(number["link_bandwidth"])),
         sms=int(number["sms"]),
+        l2_bytes=mb_to_bytes(number["l2_cache"]),
     )

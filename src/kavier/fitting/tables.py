@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from kavier.ecosystem.gpu import GpuSpec, find_gpu
-from kavier.errors import InputError
+from kavier.errors import InputError, reason
 
-PROFILED = "0.19.0"
+PROFILED = "0.19"
 """Version of the profiles, which do not name it: that of the runs they came with."""
 
-VERSIONED = ("gpu", "version", "kernel")
+APART = ("gpu", "version", "kernel", "file")
+"""What tells measurements of one point apart."""
+
+TEXTS = ("gpu", "version", "kernel", "dtype", "distribution", "op", "kv_dtype", "model", "layer")
+"""Columns, by our names, that hold words; all others hold whole numbers."""
+
+OPTIONAL = ("window",)
+"""Columns whose values may be absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,54 +89,66 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class KernelTable:
-    """The rows of one file.
+    """The rows of the files of one kind.
 
     Attributes:
-        kind: What kind of file it is.
-        source: Its name, for provenance.
-        rows: Our columns, `time_s`, `gpu` by catalog name, and `version` of vLLM as 0.14.
+        kind: What kind of files they are.
+        rows: Our columns, `time_s`, `gpu` by catalog name, `version` of vLLM as 0.14, `kernel` and `file`.
+        left_out: What was read and not kept, in words.
     """
 
     kind: str
-    source: str
     rows: pl.DataFrame
+    left_out: tuple[str, ...] = ()
+
+
+def read_tables(paths: Sequence[Path]) -> list[KernelTable]:
+    """Read files of kernel timings, several of one kind into one table.
+
+    Raises:
+        InputError: As of `read_kernels`; or no row is of a release of vLLM.
+    """
+    tables = [read_kernels(path) for path in paths]
+    if not any(len(table.rows) for table in tables):
+        said = "; ".join(note for table in tables for note in table.left_out)
+        raise InputError(f"no kernel of a release of vLLM ({said or 'no rows'})", where=str(paths[0]))
+    joined: dict[str, KernelTable] = {}
+    for table in tables:
+        before = joined.get(table.kind, KernelTable(table.kind, table.rows.clear()))
+        rows = pl.concat([before.rows, table.rows], how="vertical_relaxed")
+        joined[table.kind] = KernelTable(table.kind, rows, before.left_out + table.left_out)
+    return list(joined.values())
 
 
 def read_kernels(path: Path) -> KernelTable:
     """Read a Parquet or CSV file of kernel timings.
 
     Raises:
-        InputError: It cannot be read, its columns are of no known kind, a GPU is unknown, or a time is not
-            positive (with its row).
+        InputError: It cannot be read or is no table, its columns are of no known kind, a GPU is unknown, a
+            number is none, or a time is not positive (with its row).
     """
-    table = _read(path)
-    kind = _kind_of(table.columns, path)
-    column, unit_s = kind.time
-    rows = table.select(
-        *(pl.col(theirs).alias(ours) for ours, theirs in kind.columns.items()),
-        (pl.col(column).cast(pl.Float64) * unit_s).alias("time_s"),
-        *([pl.col("framework").cast(pl.String)] if "framework" in table.columns else []),
-    )
-    rows = rows.with_columns(pl.col(c).cast(pl.String) for c in rows.columns if _is_text(rows.schema[c]))
-    _refuse_times(rows, column, path)
-    if "framework" in rows.columns:  # other engines' kernels are not vLLM's
-        engine = pl.col("framework")
-        rows = rows.filter(engine.is_null() | (engine.str.to_lowercase() == "vllm")).drop("framework")
-    names = {name: find_gpu(name).name for name in rows["gpu"].unique().to_list()}
-    rows = rows.with_columns(pl.col("gpu").replace_strict(names))
-    if "version" not in rows.columns:
-        rows = rows.with_columns(pl.lit(PROFILED).alias("version"))
-    version = pl.col("version").str.extract(r"^(0\.\d\d)\b")  # 0.1.dev is a build from no release
-    return KernelTable(kind.name, path.name, rows.with_columns(version).drop_nulls("version"))
-
-
-def _read(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.read_parquet(path)
+        return _read(path)
     except OSError as error:
-        raise InputError(f"cannot read it: {error.strerror or error}", where=str(path)) from None
+        raise InputError(f"cannot read it: {reason(error)}", where=str(path)) from None
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"neither Parquet nor CSV: {error}", where=str(path)) from None
+        first = str(error).partition("\n")[0]
+        raise InputError(f"neither a Parquet nor a CSV table: {first}", where=str(path)) from None
+
+
+def _read(path: Path) -> KernelTable:
+    with path.open("rb"):  # Polars' words for a missing file are longer
+        pass
+    table = pl.scan_csv(path, infer_schema_length=None) if path.suffix == ".csv" else pl.scan_parquet(path)
+    names = table.collect_schema().names()
+    kind = _kind_of(names, path)
+    theirs = {**kind.columns, "time_s": kind.time[0]}
+    if "framework" in names:
+        theirs["framework"] = "framework"
+    raw = table.select(pl.col(column).alias(ours) for ours, column in theirs.items()).collect()
+    rows = _typed(raw, theirs, path).with_columns(pl.col("time_s") * kind.time[1], file=pl.lit(path.name))
+    rows, left_out = _releases(*_of_vllm(rows, path.name), path.name)
+    return KernelTable(kind.name, _named(rows, kind, path), tuple(left_out))
 
 
 def _kind_of(columns: list[str], path: Path) -> Kind:
@@ -143,29 +162,82 @@ def _kind_of(columns: list[str], path: Path) -> Kind:
     raise InputError(
         f"no known kind of kernel file; nearest is {nearest}, without {', '.join(missing[nearest])}",
         where=str(path),
-        expected="columns as of ai-dynamo/aiconfigurator or LLMServingSim's profiles (docs/validation.md)",
+        expected="columns as of ai-dynamo/aiconfigurator or LLMServingSim's profiles (docs/kernels.md)",
     )
 
 
-def _is_text(dtype: pl.DataType) -> bool:
-    return isinstance(dtype, pl.Categorical | pl.Enum)
+def _typed(raw: pl.DataFrame, theirs: Mapping[str, str], path: Path) -> pl.DataFrame:
+    """Words as text, sizes as whole numbers, times as positive numbers.
+
+    Raises:
+        InputError: A value is none of that.
+    """
+    kinds = {name: _dtype(name) for name in raw.columns}
+    rows = raw.with_columns(pl.col(name).cast(dtype, strict=False) for name, dtype in kinds.items())
+    for name, dtype in kinds.items():
+        wrong = rows[name].is_null()
+        if name in OPTIONAL or name == "framework":
+            wrong &= raw[name].is_not_null()
+        if name == "time_s":
+            wrong |= ~(rows[name].is_finite() & (rows[name] > 0)).fill_null(value=False)
+        if wrong.any():
+            row = wrong.arg_true()[0]
+            raise InputError(
+                "not a time" if name == "time_s" else "not a value of this column",
+                where=f"{path}, row {row + 1}, column {theirs[name]!r}",
+                value=raw[name][row],
+                expected=_EXPECTED[dtype],
+            )
+    return rows
 
 
-def _refuse_times(rows: pl.DataFrame, column: str, path: Path) -> None:
-    bad = rows.with_row_index("row").filter(~(pl.col("time_s").is_finite() & (pl.col("time_s") > 0)))
-    bad = bad if len(bad) else rows.with_row_index("row").filter(pl.col("time_s").is_null())
-    if len(bad):
-        raise InputError(
-            "not a time",
-            where=f"{path}, row {bad['row'][0] + 1}, column {column!r}",
-            value=bad["time_s"][0],
-            expected="a positive number",
-        )
+_EXPECTED: dict[type[pl.DataType], str] = {
+    pl.String: "text", pl.Int64: "a whole number", pl.Float64: "a positive number",
+}  # fmt: skip
+
+
+def _dtype(name: str) -> type[pl.DataType]:
+    if name in TEXTS or name == "framework":
+        return pl.String
+    return pl.Float64 if name == "time_s" else pl.Int64
+
+
+def _of_vllm(rows: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[str]]:
+    """Other engines' kernels are not vLLM's."""
+    if "framework" not in rows.columns:
+        return rows, []
+    kept = rows.filter(pl.col("framework").is_null() | (pl.col("framework").str.to_lowercase() == "vllm"))
+    gone = len(rows) - len(kept)
+    return kept.drop("framework"), [f"{name}: {gone:,} rows of other engines"] if gone else []
+
+
+def _releases(rows: pl.DataFrame, left_out: list[str], name: str) -> tuple[pl.DataFrame, list[str]]:
+    """Version 0.14.0 is 0.14; builds of no release (0.1.dev) tell nothing."""
+    if "version" not in rows.columns:
+        return rows.with_columns(pl.lit(PROFILED).alias("version")), left_out
+    kept = rows.with_columns(pl.col("version").str.extract(r"^(0\.\d{1,2})(?:\D|$)")).drop_nulls("version")
+    kept = kept.filter(pl.col("version") != "0.1")
+    gone = len(rows) - len(kept)
+    return kept, [*left_out, f"{name}: {gone:,} rows of no release of vLLM"] if gone else left_out
+
+
+def _named(rows: pl.DataFrame, kind: Kind, path: Path) -> pl.DataFrame:
+    """GPUs by their catalog names; the kernels of a profile are those of its model.
+
+    Raises:
+        InputError: Unknown GPU.
+    """
+    try:
+        names = {name: find_gpu(name).name for name in rows["gpu"].unique().sort().to_list()}
+    except InputError as error:
+        raise InputError(str(error), where=f"{path}, column {kind.columns['gpu']!r}") from None
+    rows = rows.with_columns(pl.col("gpu").replace_strict(names, return_dtype=pl.String))
+    return rows if "kernel" in rows.columns else rows.with_columns(kernel=pl.col("model"))
 
 
 def kernels_of(rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-    """(kernel, the median time of each point) of each kernel that was measured."""
-    keys = [c for c in rows.columns if c not in (*VERSIONED, "time_s")]
+    """(kernel, the median time of each point, ordered by size) of each kernel that was measured, by name."""
+    keys = [name for name in rows.columns if name not in (*APART, "time_s")]
     for (kernel,), part in sorted(rows.group_by("kernel"), key=lambda found: str(found[0])):
         yield str(kernel), part.group_by(keys).agg(pl.col("time_s").median()).sort(keys)
 

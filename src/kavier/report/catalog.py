@@ -16,7 +16,8 @@ from kavier.ecosystem.gpu import gpu_entry
 from kavier.ecosystem.models import find_model, model_entry, model_names
 from kavier.ecosystem.prices import price_entry
 from kavier.ecosystem.regions import region_entry
-from kavier.errors import InputError
+from kavier.errors import InputError, one_of
+from kavier.report.kernel_catalog import kernel_rows, print_kernels
 from kavier.report.terminal import page_console, show, table_console
 from kavier.units import PARAMETERS_PER_BILLION
 
@@ -39,10 +40,11 @@ HEADERS = {
         "gpu": "gpu", "usd_per_gpu_hour": "USD per\nGPU-hour", "lowest_usd": "lowest",
         "highest_usd": "highest", "newest": "newest", "providers": "providers",
     },
+    "kernels": {"gpu": "gpu", "vllm": "vLLM", "groups": "groups of numbers"},
 }  # fmt: skip
 """Columns of the tables, which fit a terminal; JSON and the entries have all."""
 
-WORDY = ("place", "carbon_kind", "providers")
+WORDY = ("place", "carbon_kind", "providers", "groups")
 """Columns that may wrap."""
 
 
@@ -85,6 +87,9 @@ def print_entry(kind: str, name: str, *, json: bool) -> None:
     Raises:
         InputError: Unknown kind or name.
     """
+    if kind == "kernels":
+        print_kernels(name, json=json)
+        return
     if kind not in ENTRIES:
         _rows(kind)
     entry = ENTRIES[kind](name)
@@ -112,11 +117,9 @@ def _told(value: object) -> Text:
 
 
 def _rows(kind: str) -> list[Row]:
-    known: dict[str, Callable[[], list[Row]]] = {"models": _model_rows, **ROWS}
+    known: dict[str, Callable[[], list[Row]]] = {"models": _model_rows, **ROWS, "kernels": kernel_rows}
     if kind not in known:
-        raise InputError(
-            f"unknown catalog {kind!r}", expected="gpus, models, regions or prices", near=(kind, known)
-        )
+        raise InputError(f"unknown catalog {kind!r}", expected=one_of(known), near=(kind, known))
     return known[kind]()
 
 

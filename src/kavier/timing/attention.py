@@ -79,7 +79,8 @@ class AttentionLayers:
     A decode costs a part of its own, then its KV read or its FLOPs; a prefill its pairs, its own rows and
     the keys and values of its context. Under FlashAttention-2 decodes lose the packed-group path once a
     prefill is in the batch (`mixed_decode_s`), and the kernel launches empty blocks for them, as many as the
-    longest chunk has (`empty_block_s` per decode and prefill token: as if all prefill were one chunk).
+    longest chunk has (`empty_block_s` per decode and prefill token: as if all prefill were one chunk). With a
+    window they have no such path either (`seqlenq_ngroups_swapped` in its flash_api.cpp).
     """
 
     layers: int
@@ -153,16 +154,18 @@ def attention_layers(
     pair_s = work.pair_flops / flops_per_s
     decode_bytes_per_s = bandwidth * decode["memory_efficiency"]
     decode_s = max(work.kv_bytes / decode_bytes_per_s, work.decode_flops / flops_per_s)
+    # One query row is computed like a block of them; without the kernel's block, as it is alone.
+    mixed_decode_s = max(decode_s, mixed["mixed_rows"] * pair_s)
+    unpacked = attention.window is not None and mixed["mixed_rows"] > 0
     return AttentionLayers(
         layers=layers,
         window=attention.window,
         work=work,
-        decode_launch_s=decode["launch_s"],
+        decode_launch_s=(prefill if unpacked else decode)["launch_s"],
         prefill_launch_s=prefill["launch_s"],
         sequence_s=work.kv_heads * decode["sequence_head_s"],
-        decode_s=decode_s,
-        # One query row is computed like a block of them; without the kernel's block, as it is alone.
-        mixed_decode_s=max(decode_s, mixed["mixed_rows"] * pair_s),
+        decode_s=mixed_decode_s if unpacked else decode_s,
+        mixed_decode_s=mixed_decode_s,
         empty_block_s=mixed["empty_block_s"] * work.heads / BLOCK_ROWS,
         pair_s=pair_s,
         token_s=work.query_bytes / (bandwidth * prefill["query_efficiency"]),

@@ -26,6 +26,7 @@ from kavier.timing.parameters import (
     parameters_of,
 )
 from kavier.timing.step import StepCost, StepWork, UnitCosts
+from kavier.units import MS_PER_S, US_PER_S
 
 LARGEST_GRAPH = 512
 LARGEST_GRAPH_ON_DATACENTER_BLACKWELL = 1024
@@ -257,7 +258,7 @@ def pad(tokens: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.int64]:
 
 def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
     if p.measured:
-        yield f"step time: measured kernels of {gpu.name}, {_measured_run(p, 'of a run of this model on it')}"
+        yield f"step time: {_kernels_of(gpu, p)}, {_measured_run(p, 'of a run of this model on it')}"
         yield from _unmeasured(model, gpu, engine, p)
     else:
         constants = "datasheet peaks with kernel constants shared by GPUs"
@@ -290,6 +291,12 @@ def _measured_run(p: Parameters, missing: str) -> str:
     return f"calibrated ({', '.join(said)}) on {p.calibration.source}"
 
 
+def _kernels_of(gpu: GpuSpec, p: Parameters) -> str:
+    if not p.own:
+        return f"measured kernels of {gpu.name}"
+    return f"your kernels of {gpu.name} in {p.folder} ({', '.join(sorted(p.own))})"
+
+
 def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -> Iterator[str]:
     """What is priced with shared constants although the GPU's kernels were measured."""
     needed = {f"gemm.{kind_of_gemm(model, gpu)}", "attention.decode", "attention.prefill"}
@@ -315,7 +322,8 @@ def groups_of_experts(model: ModelSpec, gpu: GpuSpec) -> set[str]:
 
 
 def _host_assumption(engine: Engine, p: Parameters) -> str:
-    work = f"host work, {p['host.step_s'] * 1e3:.2g} ms a step and {p['host.row_s'] * 1e6:.2g} us a request"
+    step_ms, row_us = p["host.step_s"] * MS_PER_S, p["host.row_s"] * US_PER_S
+    work = f"host work, {step_ms:.2g} ms a step and {row_us:.2g} us a request"
     if is_async(engine):
         return f"{work}, goes on beside the GPU (asynchronous scheduling): a step takes at least as long"
     return f"{work}, is added to each step (synchronous scheduling)"
@@ -352,8 +360,8 @@ def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
         yield "MLA decodes on latents, prefill expands them; no MLA kernel was measured"
     if attention_kernel(gpu) == "flash2":
         yield (
-            "FlashAttention-2: a prefill in the batch slows decodes, which are computed like blocks of query "
-            "rows (measured on RTX 4090 and RTX PRO 6000)"
+            "FlashAttention-2: a prefill in the batch, or a sliding window, slows decodes, which are then "
+            "computed like blocks of query rows (measured on RTX 4090 and RTX PRO 6000)"
         )
 
 

@@ -76,14 +76,12 @@ class Tiles:
 
     Attributes:
         processors: Streaming multiprocessors.
-        quantum: Rows that are computed together; the rest of the last quantum costs `tail` quanta.
-        tail: See `quantum`.
+        quantum: Rows that are computed together, however many of them are there.
         small_rate: Rate of one row of blocks, relative to more: it may be cut along k as well.
     """
 
     processors: int
     quantum: int
-    tail: float
     small_rate: float
 
     def outputs(self, rows: Numbers, n: Numbers) -> tuple[Numbers, Numbers]:
@@ -91,9 +89,7 @@ class Tiles:
         rows = np.asarray(rows, np.float64)
         small = rows <= SMALL_TILE
         side = np.where(small, SMALL_TILE, TILE_ROWS)
-        whole = np.floor(rows / self.quantum)
-        rest = np.where(rows > whole * self.quantum, self.tail, 0.0)
-        computed = np.where(rows > TILE_ROWS, (whole + rest) * self.quantum, side)
+        computed = np.where(rows > TILE_ROWS, np.ceil(rows / self.quantum) * self.quantum, side)
         waves = computed / side * np.ceil(np.asarray(n) / side) / self.processors
         full = np.where(waves > 0.0, 0.5 * np.maximum(waves, 1.0) + 0.5 * np.ceil(waves - 1e-9), 0.0)
         return full * self.processors * side * side, np.where(rows <= TILE_ROWS, self.small_rate, 1.0)
@@ -133,13 +129,13 @@ def smooth_max(a: Numbers, b: Numbers, sharpness: float) -> Numbers:
 def gemm_roof(gpu: GpuSpec, parameters: Parameters, kind: str) -> Roof:
     """The roof for weights of a kind: "bf16", "fp8" (a scale a tensor or row) or "fp8_block"."""
     p = parameters.of(f"gemm.{kind}")
-    tiles = Tiles(gpu.sms, _quantum(gpu), p["tail"], p["small_rate"]) if "tail" in p else None
+    tiles = Tiles(gpu.sms, _quantum(gpu), p["small_rate"]) if "small_rate" in p else None
     return Roof(
         flops_per_s=gpu.flops_per_s["bf16" if kind == "bf16" else "fp8"] * p["compute_efficiency"],
         bytes_per_s=gpu.bandwidth_bytes_per_s * p["memory_efficiency"],
         launch_s=p["launch_s"],
-        sharpness=p["sharpness"],
-        short_k=p["short_k"],
+        sharpness=parameters["gemm.tiled_sharpness"] if tiles else p["sharpness"],
+        short_k=parameters["gemm.short_k"],
         input_bytes=ACTIVATION_BYTES if kind == "bf16" else 1,
         tiles=tiles,
     )

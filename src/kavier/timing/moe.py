@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kavier.ecosystem.gpu import GpuSpec
-from kavier.timing.gemm import ACTIVATION_BYTES, Numbers, gemm_kind, smooth_max
+from kavier.timing.gemm import ACTIVATION_BYTES, Numbers, gemm_kind
 from kavier.timing.parameters import Parameters
 
 
@@ -43,19 +43,20 @@ class ExpertForm:
         bytes_per_s: Datasheet bandwidth times an efficiency.
         launch_s: Fixed time of all kernels.
         expert_s: Added for each distinct expert.
-        sharpness: Exponent p of the smooth maximum of compute and memory.
     """
 
     flops_per_s: float
     bytes_per_s: float
     launch_s: float
     expert_s: float
-    sharpness: float
 
     def time_s(
         self, rows: Numbers, distinct: Numbers, hidden: Numbers, inner: Numbers, expert_bytes: Numbers
     ) -> Numbers:
         """Seconds to send `rows` (tokens times experts each) through `distinct` experts.
+
+        Computing and reading add up: an exponent between them, as matrix multiplications have, was fitted
+        at or near 1, where they do.
 
         Args:
             rows: Rows of all experts of this GPU together.
@@ -66,8 +67,7 @@ class ExpertForm:
         """
         compute_s = 2.0 * rows * hidden * inner / self.flops_per_s
         moved = distinct * expert_bytes + rows * (2.0 * hidden + inner) * ACTIVATION_BYTES
-        smooth_s = smooth_max(compute_s, moved / self.bytes_per_s, self.sharpness)
-        return self.launch_s + distinct * self.expert_s + smooth_s
+        return self.launch_s + distinct * self.expert_s + compute_s + moved / self.bytes_per_s
 
 
 def expert_form(gpu: GpuSpec, parameters: Parameters, kind: str) -> ExpertForm:
@@ -79,7 +79,6 @@ def expert_form(gpu: GpuSpec, parameters: Parameters, kind: str) -> ExpertForm:
         bytes_per_s=gpu.bandwidth_bytes_per_s * p["memory_efficiency"],
         launch_s=p["launch_s"],
         expert_s=p["expert_s"],
-        sharpness=p["sharpness"],
     )
 
 

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 from kavier.ecosystem.gpu import GpuSpec
 from kavier.errors import InputError
 from kavier.timing.calibration import BaseLevel, Calibration, calibrated_gpus, shipped_calibration
 from kavier.timing.constants import entries
+from kavier.timing.own_kernels import read_folder, version_number
 
 Level = BaseLevel | Literal["calibrated"]
 
@@ -34,12 +36,16 @@ class Parameters:
             to a measured run.
         measured: Groups (`gemm.bf16`) fitted to kernels.
         calibration: Of level "calibrated": the run's numbers; `values` has them already.
+        own: Those of the measured groups that come from a folder of the user's.
+        folder: That folder.
     """
 
     level: Level
     values: Mapping[str, float] = field(repr=False)
     measured: frozenset[str] = frozenset()
     calibration: Calibration | None = None
+    own: frozenset[str] = frozenset()
+    folder: Path | None = None
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -58,7 +64,8 @@ class Parameters:
 
     def calibrated(self, calibration: Calibration) -> Parameters:
         """The same, corrected by a measured run."""
-        return Parameters("calibrated", calibration.corrected(self.values), self.measured, calibration)
+        corrected = calibration.corrected(self.values)
+        return replace(self, level="calibrated", values=corrected, calibration=calibration)
 
 
 def parameters_of(
@@ -66,58 +73,82 @@ def parameters_of(
     level: Level | None = None,
     vllm_version: str = "0.33",
     calibration: Calibration | None = None,
+    folder: Path | None = None,
 ) -> Parameters:
     """The numbers for a GPU at a level; None = the best there is: kernels, calibrated, datasheet.
 
-    Of each group those measured with the version of vLLM that is nearest to `vllm_version`. A calibration
-    is that of level "calibrated"; without one it is the GPU's that comes with Kavier.
+    Of each group those measured with the version of vLLM that is nearest to `vllm_version`, and those of
+    `folder` (see `own_kernels`) before the shipped ones. A calibration is that of level "calibrated";
+    without one it is the GPU's that comes with Kavier.
 
     Raises:
-        InputError: Level "kernels" for a GPU without measured kernels, or "calibrated" for one without
-            calibration.
+        InputError: Level "kernels" for a GPU without measured kernels, "calibrated" for one without
+            calibration, "datasheet" with a folder of kernels, or a folder without numbers of this GPU.
     """
-    if level == "calibrated" or (level is None and (calibration or not has_kernels(gpu.name))):
+    kernels = folder is not None or has_kernels(gpu.name)
+    if level == "calibrated" or (level is None and (calibration or not kernels)):
         calibration = calibration or shipped_calibration(gpu.name)
         if calibration:
-            return parameters_of(gpu, calibration.level, vllm_version).calibrated(calibration)
+            base = parameters_of(gpu, calibration.level, vllm_version, folder=folder)
+            return base.calibrated(calibration)
         if level:
             raise InputError(
                 f"no calibration of {gpu.name} comes with Kavier",
                 expected=f"one of {', '.join(calibrated_gpus())}; or --calibration FILE, the output of "
                 "kavier calibrate",
             )
-    shared = _shared(gpu)
-    if level == "datasheet" or (level is None and not has_kernels(gpu.name)):
-        return Parameters("datasheet", shared)
-    if not has_kernels(gpu.name):
+    if level != "datasheet" and kernels:
+        return _of_kernels(gpu, vllm_version, folder)
+    if level == "kernels":
         raise InputError(
             f"no measured kernels of {gpu.name}",
-            expected=f"one of {', '.join(measured_gpus())}; or --timing datasheet; or the output of "
-            "kavier fit-kernels",
+            expected=f"one of {', '.join(measured_gpus())}; or --timing datasheet; or --kernels with the "
+            "output of kavier fit-kernels",
         )
-    own = _nearest(gpu.name, vllm_version)
-    return Parameters("kernels", _merged(shared, own), frozenset(_group(name) for name in own))
+    if folder is not None:
+        raise InputError(
+            "kernels names a folder, but level datasheet takes none", value=str(folder),
+            expected="timing: kernels or auto",
+        )  # fmt: skip
+    return Parameters("datasheet", _shared(gpu))
 
 
-def _nearest(gpu: str, vllm_version: str) -> dict[str, float]:
+def _of_kernels(gpu: GpuSpec, vllm_version: str, folder: Path | None) -> Parameters:
+    shared = _shared(gpu)
+    shipped = _nearest(_shipped(gpu.name), vllm_version) if has_kernels(gpu.name) else {}
+    own = _nearest(read_folder(folder, gpu.name, shared), vllm_version) if folder else {}
+    groups = frozenset(_group(name) for name in own)
+    return Parameters(
+        "kernels",
+        _merged(_merged(shared, shipped), own),
+        groups | {_group(name) for name in shipped},
+        own=groups,
+        folder=folder,
+    )
+
+
+Entries = Mapping[str, Mapping[str, Any]]
+"""All that is said of each number, by dotted name."""
+
+
+def _shipped(gpu: str) -> dict[str, Entries]:
+    return {version: kernel_entries(gpu, version) for version in kernel_versions(gpu)}
+
+
+def _nearest(versions: Mapping[str, Entries], vllm_version: str) -> dict[str, float]:
     """The numbers of each group from the nearest version that has it; of two as near, the older."""
     wanted, chosen = version_number(vllm_version), dict[str, str]()
-    for version in kernel_versions(gpu):
-        for name in kernel_entries(gpu, version):
+    for version, found in versions.items():
+        for name in found:
             best = chosen.setdefault(_group(name), version)
             if abs(version_number(version) - wanted) < abs(version_number(best) - wanted):
                 chosen[_group(name)] = version
     return {
         name: float(entry["value"])
-        for version in kernel_versions(gpu)
-        for name, entry in kernel_entries(gpu, version).items()
+        for version, found in versions.items()
+        for name, entry in found.items()
         if chosen[_group(name)] == version
     }
-
-
-def version_number(version: str) -> int:
-    """0.14 is 14."""
-    return int(version.split(".")[1])
 
 
 def _merged(shared: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:

@@ -62,7 +62,7 @@ VARIANTS: Mapping[str, Simulate] = {
     "attention per sequence and KV head": with_numbers(r"attention\.decode\.sequence_head_s", 0.0),
     "attention of mixed batches": with_numbers(r"attention\.mixed\..*", 0.0),
     "GEMM launch": with_numbers(r"gemm\..*\.launch_s", 0.0),
-    "short sums in GEMMs": with_numbers(r"gemm\..*\.short_k", 0.0),
+    "short sums in GEMMs": with_numbers(r"gemm\.short_k", 0.0),
     "small kernels": with_numbers(r"small\.kernels", 0.0),
     "all-reduce": with_numbers(r"collectives\..*\.share_.*", FREE),
     "sampler": with_numbers(r"sampler\..*", 0.0),
