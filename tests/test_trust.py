@@ -193,7 +193,7 @@ def test_sensitivities_are_those_of_longer_steps(plain):
     exact, trust = grown(plain)
     for metric, size in exact.items():
         told = sum(trust["sensitivity"][metric].values())
-        assert told == pytest.approx(size, rel=0.25), metric
+        assert told == pytest.approx(size, rel=0.3), metric
 
 
 def test_near_saturation_the_wait_grows_many_times_as_much_as_the_step():
