@@ -269,7 +269,7 @@ def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) 
     yield _SAMPLERS[sampler_of(model, engine)]
     yield from _weight_assumptions(model, gpu, p)
     yield from _attention_assumptions(model, gpu)
-    if any(layer.mlp.experts for layer in model.layers):
+    if model.num_experts:
         yield _expert_assumption(engine)
     if (degree := engine.tensor_parallel_size) > 1:
         yield _link_assumption(gpu, degree, p)
@@ -285,7 +285,7 @@ _SAMPLERS = {
 def _measured_run(p: Parameters, missing: str) -> str:
     """What a measured run corrected."""
     if p.calibration is None:
-        return f"no measurement {missing}"
+        return f"not corrected by a measurement {missing}"
     numbers = p.calibration.values.items()
     said = (f"{name.removeprefix('calibration.')} {value:.4g}" for name, value in numbers)
     return f"calibrated ({', '.join(said)}) on {p.calibration.source}"
@@ -316,7 +316,7 @@ def kind_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
 
 def groups_of_experts(model: ModelSpec, gpu: GpuSpec) -> set[str]:
     """The groups that its experts take, if it has any."""
-    if not any(layer.mlp.experts for layer in model.layers):
+    if not model.num_experts:
         return set()
     return {f"moe.{expert_kind(gpu, model.weight_dtype, model.quant_group_size)}"}
 
@@ -331,9 +331,9 @@ def _host_assumption(engine: Engine, p: Parameters) -> str:
 
 def _expert_assumption(engine: Engine) -> str:
     routing = "expert routing is balanced" if not engine.expert_skew else "experts are chosen by a power law"
-    if not engine.enable_expert_parallel:
-        return f"{routing}; experts are split by tensor parallelism, not spread over GPUs"
     gpus = engine.tensor_parallel_size * engine.data_parallel_size
+    if not engine.enable_expert_parallel:
+        return f"{routing}; each expert is split over {gpus} GPUs" if gpus > 1 else routing
     return f"{routing}; whole experts are spread over {gpus} GPUs, whose engines have equal batches"
 
 
