@@ -28,8 +28,8 @@ _REASONS = {
     f"{_UNMODELLED}: split a model over GPUs with --tensor-parallel-size": """
         pipeline-parallel-size decode-context-parallel-size prefill-context-parallel-size nnodes node-rank
         master-addr master-port""",
-    f"{_UNMODELLED}: give several engines with --data-parallel-size or --replicas, and what sends requests to "
-    "them with --router": """
+    f"{_UNMODELLED}: give several engines with --data-parallel-size or --replicas, and what sends requests "
+    "to them with --router": """
         data-parallel-size-local data-parallel-rank data-parallel-start-rank
         data-parallel-address data-parallel-rpc-port data-parallel-backend data-parallel-external-lb
         data-parallel-hybrid-lb api-server-count""",
