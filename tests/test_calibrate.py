@@ -295,15 +295,32 @@ def test_what_is_written_is_read(tmp_path, monkeypatch):
         ("{head}[calibration.speed]\n{rest}", "unknown number 'calibration.speed'"),
         ("{head}[calibration.compute_facto]\n{rest}", "did you mean calibration.compute_factor"),
         ("{head}[calibration.compute_factor]\nvalue = 1.0", "has no date, source, unit"),
-        ("{head}[calibration]\ncompute_factor = 1.0", "no calibration: constant calibration has no date"),
-        ("{head}[calibration.compute_factor]\n{zero}", "compute_factor is not usable (got 0)"),
+        ("{head}[calibration]\ncompute_factor = 1.0", "calibration.compute_factor is not usable (got 1.0)"),
+        ("client_s = 3\n{head}", "client_s is not usable (got 3); expected a table with value"),
+        (
+            "{head}[calibration]\nclient_s = 3\n[calibration.memory_factor]\n{rest}",
+            "calibration.client_s is not usable (got 3); expected a table",
+        ),
+        ("{head}", "no calibration: no table of a constant"),
+        ("value = 1\n{head}", "no calibration: no table of a constant"),
+        ("{head}[calibration.memory_factor]\n{many}", "memory_factor is not usable (got 1000000000.0)"),
+        ("{head}[calibration.compute_factor]\n{zero}", "(got 0); expected a number from 0.1 to 10"),
+        (
+            "{head}[calibration.memory_factor]\nvalue=1\nunit='1'\nsource=5\ndate=''",
+            "source is no text (got 5)",
+        ),
+        (
+            '[measured]\nlevel = "kernels"\ngpu = 5\n[calibration.memory_factor]\n{rest}',
+            "measured.gpu is no text",
+        ),
     ],
 )
 def test_a_file_that_does_not_do(tmp_path, text, problem):
     rest = 'unit = "1"\nsource = "x"\ndate = "2026-11-28"\n'
     head = MEASURED
     path = tmp_path / "bad.toml"
-    path.write_text(text.format(head=head, rest=f"value = 1.0\n{rest}", zero=f"value = 0\n{rest}"))
+    texts = {name: f"value = {value}\n{rest}" for name, value in (("rest", 1.0), ("zero", 0), ("many", 1e9))}
+    path.write_text(text.format(head=head, **texts))
     with pytest.raises(InputError) as caught:
         read_calibration(path)
     assert problem in str(caught.value)

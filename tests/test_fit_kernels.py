@@ -371,6 +371,10 @@ HEAD = "[gemm.bf16]\nsource='s'\ndate='2026'\n"
         (f"{HEAD}lunch_s={{value=1,unit='s'}}", "did you mean gemm.bf16.launch_s"),
         ("[gemm.bf16]\nlaunch_s={value=1,unit='s'}", "has no date, source"),
         ("gemm", "kernels: "),
+        ("launch_s = 5", "0.24.toml: kernels: launch_s is not usable (got 5); expected a table"),
+        ("[gemm.bf16]\nlaunch_s = 5", "0.24.toml: kernels: gemm.bf16.launch_s is not usable (got 5)"),
+        (f"{HEAD}compute_efficiency={{value=75,unit='1'}}", "(got 75); expected a positive number up to 1.5"),
+        (f"{HEAD}launch_s={{value=4,unit='s'}}", "(got 4); expected a positive number up to 1"),
     ],
 )  # fmt: skip
 def test_a_bad_file_of_ones_own_is_refused(here, text, said):
