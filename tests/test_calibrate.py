@@ -165,6 +165,17 @@ def test_numbers_that_do_the_same_are_not_both_identified():
     assert found.refused.keys() == set(full("compute_factor", "memory_factor")) - {kept}
 
 
+def test_a_number_of_which_the_run_tells_no_more_than_its_prior_is_refused():
+    rest = np.array([0.1, -0.1, 0.1, -0.1])
+    name = "calibration.kv_read_factor"
+
+    def errors(values: Mapping[str, float]) -> Errors:
+        return Errors(0.1 * (values.get(name, 1.0) - 1.0) + rest, np.full(4, 0.5))
+
+    with pytest.raises(InputError, match=r"kv_read_factor: .* the run tells no more than the prior"):
+        identify(errors, {name: 1.0})
+
+
 def test_a_factor_that_runs_away_is_no_correction():
     def errors(values: Mapping[str, float]) -> Errors:
         return Errors(np.log(np.full(3, values.get("calibration.compute_factor", 1.0) / 100)), np.ones(3))
@@ -345,6 +356,7 @@ def test_a_file_that_is_not_there():
         (("--on", "latency"), "--on (got 'latency'); expected ttft, tpot or e2e"),
         (("--one-by-one", "--leave-one-out"), "--one-by-one makes a table"),
         (("--leave-one-out",), "one case cannot be left out of one"),
+        (("--gpu-power-w", "0"), "--gpu-power-w is no power (got 0.0); expected watts above 0"),
         (("--level", "calibrated"), "a calibration corrects no other pricing of steps than a level"),
         (("--client", "engine"), "the run identifies none of these numbers"),
         (("--out", "/nowhere/x.toml"), "cannot write it"),
