@@ -66,14 +66,11 @@ def _entry(tree: Mapping[str, Any], path: str, said: Mapping[str, Any]) -> dict[
 
 
 def _check_tables(tree: Mapping[str, Any], path: str) -> None:
-    """What holds constants holds tables, and words on them."""
+    """What holds constants holds tables, and words about them."""
     for key, child in tree.items():
-        if key in SAID and (path or key not in ("value", "standard_error")):
-            wrong = key in PROVENANCE and not isinstance(child, str | dict)
-            expected = "text in quotes"
-        else:
-            wrong = not isinstance(child, dict)
-            expected = "a table with value, unit, source and date"
-        if wrong:
-            name = f"{path}.{key}" if path else key
-            raise ValueError(f"{name} is not usable (got {child!r}); expected {expected}")
+        words = key in PROVENANCE or (path and key in SAID)
+        if isinstance(child, dict) or (words and (isinstance(child, str) or key not in PROVENANCE)):
+            continue
+        name = f"{path}.{key}" if path else key
+        wanted = "text in quotes" if words else "a table with value, unit, source and date"
+        raise ValueError(f"{name} is not usable (got {child!r}); expected {wanted}")
