@@ -16,11 +16,13 @@ import kavier as package
 from kavier.ecosystem.gpu import find_gpu
 from kavier.errors import InputError
 from kavier.metrics.client import CLIENT_CONSTANTS
+from kavier.report.calibration import calibration_sections
 from kavier.scenario import Scenario, parse_scenario
 from kavier.timing.calibration import NAMES, calibrated_gpus, read_calibration
 from kavier.timing.constants import entries
 from kavier.timing.parameters import kernel_entries, parameters_of, shared_entries
 from kavier.validation.calibrate import Played, calibrate, default_of, one_by_one
+from kavier.validation.calibration_file import as_plain
 from kavier.validation.case import NamedCase, read_cases
 from kavier.validation.compare import Comparison
 from kavier.validation.identify import Errors, identify, names_from
@@ -388,8 +390,19 @@ def test_without_scipy_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_overloaded_runs_identify_nothing(tmp_path):
     case = run_of(tmp_path, {}, workload=load(200, 200, 8000, 50))
-    with pytest.raises(InputError, match="overloaded runs identify nothing"):
+    with pytest.raises(InputError, match=r"overloaded runs identify nothing.*requests wait .* on average"):
         calibrate([case])
+    with pytest.raises(InputError, match="overloaded runs identify nothing"):
+        one_by_one([case])
+
+
+def test_overloaded_runs_beside_others_are_told_with_their_reasons(tmp_path):
+    calm = run_of(tmp_path, {}, "calm", workload=load(60, 2))
+    busy = run_of(tmp_path, {}, "busy", workload=load(200, 200, 8000, 50))
+    plain = as_plain(calibrate([calm, busy]))
+    assert plain["overloaded"].keys() == {"busy.parquet"}
+    sections = {one.title: one.text for one in calibration_sections(plain)}
+    assert sections["Overloaded, not fitted to"].startswith("busy.parquet: measured requests wait ")
 
 
 def test_cases_of_two_machines_are_no_calibration(tmp_path):

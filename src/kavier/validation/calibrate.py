@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, cast, get_args
 
@@ -125,7 +125,7 @@ class Calibrated:
         training: Its cases, without and with it.
         tests: Other cases.
         left_out: Its cases, each with the numbers of a fit to the others; empty unless asked for.
-        overloaded: Names of cases that were left out.
+        overloaded: Cases that were left out: name -> why.
     """
 
     cases: tuple[NamedCase, ...]
@@ -135,7 +135,7 @@ class Calibrated:
     training: tuple[Tested, ...]
     tests: tuple[Tested, ...] = ()
     left_out: tuple[Tested, ...] = ()
-    overloaded: tuple[str, ...] = ()
+    overloaded: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate(
@@ -186,7 +186,7 @@ def calibrate(
         training=tuple(_tested(case, found.values, played) for case in calm),
         tests=tuple(_tested(case, found.values, played) for case in others),
         left_out=tuple(_left_out(calm, metrics, found, played)) if leave_one_out else (),
-        overloaded=tuple(case.name for case in cases if case not in calm),
+        overloaded={case.name: played(case, {}).overload or "" for case in cases if case not in calm},
     )
 
 
@@ -242,6 +242,8 @@ def one_by_one(
     """
     played = played or Played()
     calm = [case for case in cases if not played(case, {}).overloaded]
+    if not calm:
+        raise _all_overloaded([played(case, {}) for case in cases])
     return [calibrate([case], names, metrics, calm, played=played) for case in calm]
 
 
