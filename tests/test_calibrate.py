@@ -16,11 +16,13 @@ import kavier as package
 from kavier.ecosystem.gpu import find_gpu
 from kavier.errors import InputError
 from kavier.metrics.client import CLIENT_CONSTANTS
+from kavier.report.calibration import calibration_sections
 from kavier.scenario import Scenario, parse_scenario
 from kavier.timing.calibration import NAMES, calibrated_gpus, read_calibration
 from kavier.timing.constants import entries
 from kavier.timing.parameters import kernel_entries, parameters_of, shared_entries
 from kavier.validation.calibrate import Played, calibrate, default_of, one_by_one
+from kavier.validation.calibration_file import as_plain
 from kavier.validation.case import NamedCase, read_cases
 from kavier.validation.compare import Comparison
 from kavier.validation.identify import Errors, identify, names_from
@@ -165,6 +167,17 @@ def test_numbers_that_do_the_same_are_not_both_identified():
     assert found.refused.keys() == set(full("compute_factor", "memory_factor")) - {kept}
 
 
+def test_a_number_of_which_the_run_tells_no_more_than_its_prior_is_refused():
+    rest = np.array([0.1, -0.1, 0.1, -0.1])
+    name = "calibration.kv_read_factor"
+
+    def errors(values: Mapping[str, float]) -> Errors:
+        return Errors(0.1 * (values.get(name, 1.0) - 1.0) + rest, np.full(4, 0.5))
+
+    with pytest.raises(InputError, match=r"kv_read_factor: .* the run tells no more than the prior"):
+        identify(errors, {name: 1.0})
+
+
 def test_a_factor_that_runs_away_is_no_correction():
     def errors(values: Mapping[str, float]) -> Errors:
         return Errors(np.log(np.full(3, values.get("calibration.compute_factor", 1.0) / 100)), np.ones(3))
@@ -295,15 +308,32 @@ def test_what_is_written_is_read(tmp_path, monkeypatch):
         ("{head}[calibration.speed]\n{rest}", "unknown number 'calibration.speed'"),
         ("{head}[calibration.compute_facto]\n{rest}", "did you mean calibration.compute_factor"),
         ("{head}[calibration.compute_factor]\nvalue = 1.0", "has no date, source, unit"),
-        ("{head}[calibration]\ncompute_factor = 1.0", "no calibration: constant calibration has no date"),
-        ("{head}[calibration.compute_factor]\n{zero}", "compute_factor is not usable (got 0)"),
+        ("{head}[calibration]\ncompute_factor = 1.0", "calibration.compute_factor is not usable (got 1.0)"),
+        ("client_s = 3\n{head}", "client_s is not usable (got 3); expected a table with value"),
+        (
+            "{head}[calibration]\nclient_s = 3\n[calibration.memory_factor]\n{rest}",
+            "calibration.client_s is not usable (got 3); expected a table",
+        ),
+        ("{head}", "no calibration: no table of a constant"),
+        ("value = 1\n{head}", "no calibration: no table of a constant"),
+        ("{head}[calibration.memory_factor]\n{many}", "memory_factor is not usable (got 1000000000.0)"),
+        ("{head}[calibration.compute_factor]\n{zero}", "(got 0); expected a number from 0.1 to 10"),
+        (
+            "{head}[calibration.memory_factor]\nvalue=1\nunit='1'\nsource=5\ndate=''",
+            "source is no text (got 5)",
+        ),
+        (
+            '[measured]\nlevel = "kernels"\ngpu = 5\n[calibration.memory_factor]\n{rest}',
+            "measured.gpu is no text",
+        ),
     ],
 )
 def test_a_file_that_does_not_do(tmp_path, text, problem):
     rest = 'unit = "1"\nsource = "x"\ndate = "2026-11-28"\n'
     head = MEASURED
     path = tmp_path / "bad.toml"
-    path.write_text(text.format(head=head, rest=f"value = 1.0\n{rest}", zero=f"value = 0\n{rest}"))
+    texts = {name: f"value = {value}\n{rest}" for name, value in (("rest", 1.0), ("zero", 0), ("many", 1e9))}
+    path.write_text(text.format(head=head, **texts))
     with pytest.raises(InputError) as caught:
         read_calibration(path)
     assert problem in str(caught.value)
@@ -328,6 +358,7 @@ def test_a_file_that_is_not_there():
         (("--on", "latency"), "--on (got 'latency'); expected ttft, tpot or e2e"),
         (("--one-by-one", "--leave-one-out"), "--one-by-one makes a table"),
         (("--leave-one-out",), "one case cannot be left out of one"),
+        (("--gpu-power-w", "0"), "--gpu-power-w is no power (got 0.0); expected watts above 0"),
         (("--level", "calibrated"), "a calibration corrects no other pricing of steps than a level"),
         (("--client", "engine"), "the run identifies none of these numbers"),
         (("--out", "/nowhere/x.toml"), "cannot write it"),
@@ -359,8 +390,19 @@ def test_without_scipy_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_overloaded_runs_identify_nothing(tmp_path):
     case = run_of(tmp_path, {}, workload=load(200, 200, 8000, 50))
-    with pytest.raises(InputError, match="overloaded runs identify nothing"):
+    with pytest.raises(InputError, match=r"overloaded runs identify nothing.*requests wait .* on average"):
         calibrate([case])
+    with pytest.raises(InputError, match="overloaded runs identify nothing"):
+        one_by_one([case])
+
+
+def test_overloaded_runs_beside_others_are_told_with_their_reasons(tmp_path):
+    calm = run_of(tmp_path, {}, "calm", workload=load(60, 2))
+    busy = run_of(tmp_path, {}, "busy", workload=load(200, 200, 8000, 50))
+    plain = as_plain(calibrate([calm, busy]))
+    assert plain["overloaded"].keys() == {"busy.parquet"}
+    sections = {one.title: one.text for one in calibration_sections(plain)}
+    assert sections["Overloaded, not fitted to"].startswith("busy.parquet: measured requests wait ")
 
 
 def test_cases_of_two_machines_are_no_calibration(tmp_path):

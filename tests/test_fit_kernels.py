@@ -371,6 +371,10 @@ HEAD = "[gemm.bf16]\nsource='s'\ndate='2026'\n"
         (f"{HEAD}lunch_s={{value=1,unit='s'}}", "did you mean gemm.bf16.launch_s"),
         ("[gemm.bf16]\nlaunch_s={value=1,unit='s'}", "has no date, source"),
         ("gemm", "kernels: "),
+        ("launch_s = 5", "0.24.toml: kernels: launch_s is not usable (got 5); expected a table"),
+        ("[gemm.bf16]\nlaunch_s = 5", "0.24.toml: kernels: gemm.bf16.launch_s is not usable (got 5)"),
+        (f"{HEAD}compute_efficiency={{value=75,unit='1'}}", "(got 75); expected a positive number up to 1.5"),
+        (f"{HEAD}launch_s={{value=4,unit='s'}}", "(got 4); expected a positive number up to 1"),
     ],
 )  # fmt: skip
 def test_a_bad_file_of_ones_own_is_refused(here, text, said):
@@ -440,7 +444,7 @@ def test_a_time_that_is_none_is_named_with_its_row(here, time, shown):
     times = rows["latency"].to_list()
     times[4] = time
     error = refused(rows.with_columns(pl.Series("latency", times)))
-    assert error.startswith("bad.csv, row 5, column 'latency': not a time")
+    assert error.startswith("bad.csv, row 5 (line 6), column 'latency': not a time")
     assert shown is None or f"(got {shown})" in error
 
 
@@ -450,9 +454,33 @@ def test_a_size_that_is_no_number_is_named(here):
         rows.with_columns(pl.when(pl.int_range(pl.len()) == 2).then(pl.lit("many")).otherwise("m").alias("m"))
     )
     assert (
-        error
-        == "bad.csv, row 3, column 'm': not a value of this column (got 'many'); expected a whole number"
+        error == "bad.csv, row 3 (line 4), column 'm': not a value of this column (got 'many'); "
+        "expected a whole number of at least 1"
     )
+
+
+@pytest.mark.parametrize(("column", "size"), [("m", 0), ("n", -4096), ("k", 0)])
+def test_a_size_that_no_kernel_has_is_named(here, column, size):
+    other = pl.when(pl.int_range(pl.len()) == 2).then(pl.lit(size)).otherwise(column).alias(column)
+    assert refused(gemm_table().with_columns(other)) == (
+        f"bad.csv, row 3 (line 4), column '{column}': not a value of this column (got {size}); "
+        "expected a whole number of at least 1"
+    )
+
+
+def test_rows_of_types_that_are_not_fitted_are_told(here):
+    odd = gemm_table(gemm_dtype="int8_wo")
+    note = f"{len(odd)} rows of gemm_dtype 'int8_wo' (fitted are bfloat16, fp8, fp8_block)"
+    error = refused(odd)
+    assert "no kind of them is fitted alone; bad.csv: " + note in error
+    pl.concat([gemm_table(), odd]).write_csv("both.csv")
+    assert json.loads(kavier("fit-kernels", "both.csv", "--json").out)["left_out"] == [f"both.csv: {note}"]
+    assert "left out: both.csv" in kavier("fit-kernels", "both.csv").out
+
+
+def test_times_of_another_unit_are_told(here):
+    seconds = gemm_table().with_columns(pl.col("latency") * 1e-3)
+    assert "are the times in the unit of their column: latency in milliseconds" in refused(seconds)
 
 
 def test_an_unknown_gpu_names_the_nearest(here):

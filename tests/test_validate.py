@@ -140,6 +140,7 @@ def test_the_page_shows_both_sides_and_the_summary(tmp_path):
         ("2,100,10,0,0.4", "row 9 (line 10), column 'ttft_s': no time (0.0)"),
         ("2,100,10,0.1,inf", "row 9 (line 10), column 'e2e_s': not a finite number"),
         ("2,100,10,fast,1", "row 9 (line 10), column 'ttft_s': not a number"),
+        ("2,100,1,0.03,0.5", "row 9 (line 10), column 'e2e_s': e2e_s = 0.5 is long after ttft_s = 0.03"),
         ("2,100,0,0.1,0.4", "row 9 (line 10), column 'output_tokens': 0 tokens of a request"),
         ("2,0,10,0.1,0.4", "row 9 (line 10), column 'prompt_tokens': 0 tokens"),
         ("2,100,1.5,0.1,0.4", "row 9 (line 10), column 'output_tokens': not a whole number"),
@@ -169,6 +170,36 @@ def test_a_failure_that_is_marked_needs_no_times(tmp_path):
         "1 of them were not simulated: their lengths are not known",
     } <= set(case["notes"])
     assert case["overloaded"], "a fifth of them failed"
+
+
+def test_the_reason_for_overload_is_told_and_counts_beyond_the_skipped(tmp_path):
+    lost = "0,100,10,,,true", "0,0,0,,,true"
+    path = table(tmp_path, *lost, *(f"{row},false" for row in GOOD), header=f"{HEADER},failed")
+    (case,) = validated("--measured", path, *LLAMA)["cases"]
+    assert "overloaded: 2 of 10 failed, more than 1 %" in case["notes"]
+    assert "2 of 10 failed, more than 1 %" in kavier("validate", "--measured", path, *LLAMA).out
+    error = kavier("calibrate", "--measured", path, *LLAMA).error
+    assert "measured.csv: overloaded: 2 of 10 failed, more than 1 %" in error
+    (case,) = validated("--measured", path, *LLAMA, "--skip-first", "1")["cases"]
+    assert not case["overloaded"]
+    assert not any("failed" in note for note in case["notes"])
+
+
+def test_an_answer_of_one_token_may_end_a_little_after_it(tmp_path):
+    rows = [*(f"{i},100,1,0.03,0.08" for i in range(3)), *(f"{i},100,1,2.0,2.1" for i in range(4))]
+    (case,) = validated("--measured", table(tmp_path, *rows), *LLAMA)["cases"]
+    assert case["requests"] == 7
+
+
+def test_milliseconds_are_told(tmp_path):
+    rows = [f"{i},100,10,36.7,{200 + i}" for i in range(8)]
+    path = table(tmp_path, *rows)
+    (case,) = validated("--measured", path, *LLAMA)["cases"]
+    (hint,) = [note for note in case["notes"] if "milliseconds" in note]
+    assert hint.startswith("the median ttft_s is 36.7 as measured and 0.0")
+    assert "not milliseconds?" in kavier("calibrate", "--measured", path, *LLAMA).error
+    (case,) = validated("--measured", table(tmp_path, *GOOD), *LLAMA)["cases"]
+    assert not any("milliseconds" in note for note in case["notes"])
 
 
 def test_failed_as_json_lines_have_it(tmp_path):
@@ -214,7 +245,10 @@ def test_a_table_that_does_not_do(tmp_path, text, problem):
         (("--measured", "good.csv"), "no model; expected --model NAME"),
         (("--measured", "good.csv", *LLAMA, "--level", "quantum"), "timing: bad value (got 'quantum')"),
         (("--measured", "good.csv", *LLAMA, "--client", "grpc"), "client: bad value (got 'grpc')"),
-        (("--measured", "good.csv", *LLAMA, "--skip-first", "8"), "no request is left to compare"),
+        (
+            ("--measured", "good.csv", *LLAMA, "--skip-first", "4"),
+            "'4 requests that did not fail, beyond the first 4'",
+        ),
         (("--measured", "away.csv", *LLAMA), "away.csv: cannot read the trace: No such file"),
     ],
 )
@@ -434,7 +468,9 @@ def as_case(path: Path, **keys: object) -> NamedCase:
 def test_waiting_for_half_of_its_life_is_overload_as_measured(tmp_path):
     busy = [f"{i},100,10,{i},{i + 1.5}" for i in range(1, 9)]
     case = as_case(table(tmp_path, *busy))
-    assert validate_case(case).overloaded
+    reason = validate_case(case).overload or ""
+    assert reason.startswith("overloaded: measured requests wait 4.")
+    assert reason.endswith("s of 6 s on average, more than 50 %")
     calm = [f"{i},100,10,0.4,1.5" for i in range(1, 9)]
     assert not validate_case(as_case(table(tmp_path, *calm))).overloaded
     assert validate_case(as_case(table(tmp_path, *calm), overloaded=True)).overloaded

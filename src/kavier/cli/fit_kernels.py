@@ -43,6 +43,7 @@ def fit_kernels(
     from kavier.cli.progress import show_log
     from kavier.fitting.files import gpu_files, toml_of, write_all
     from kavier.fitting.groups import Group
+    from kavier.fitting.kernels import unknown_types
     from kavier.fitting.robust import need_scipy
     from kavier.fitting.shared import shared_groups
     from kavier.fitting.tables import gpus_of, read_tables
@@ -62,7 +63,8 @@ def fit_kernels(
     if plot is not None:
         texts |= {plot / name: text for name, text in pictures(own).items()}
     write_all(texts)
-    print_fits(found, [note for table in tables for note in table.left_out], json=json)
+    left_out = [note for table in tables for note in table.left_out]
+    print_fits(found, [*left_out, *unknown_types(tables)], json=json)
 
 
 def _fit_all(tables: list[KernelTable], only: str | None) -> dict[str, list[Group | Refused]]:
@@ -74,7 +76,7 @@ def _fit_all(tables: list[KernelTable], only: str | None) -> dict[str, list[Grou
     from kavier.ecosystem.gpu import find_gpu
     from kavier.errors import InputError
     from kavier.fitting.groups import Refused
-    from kavier.fitting.kernels import fit_gpu
+    from kavier.fitting.kernels import fit_gpu, unknown_types
     from kavier.fitting.tables import gpus_of
 
     gpus = gpus_of(tables)
@@ -90,6 +92,7 @@ def _fit_all(tables: list[KernelTable], only: str | None) -> dict[str, list[Grou
     tried = [each for groups in found.values() for each in groups]
     refused = [each for each in tried if isinstance(each, Refused)]
     if len(refused) == len(tried):
-        why = "; ".join(f"{each.name}: {each.why}" for each in refused)
-        raise InputError(f"the files tell no group of numbers ({why or 'no kind of them is fitted alone'})")
+        why = [f"{each.name}: {each.why}" for each in refused] or ["no kind of them is fitted alone"]
+        said = "; ".join([*why, *unknown_types(tables)])
+        raise InputError(f"the files tell no group of numbers ({said})")
     return found

@@ -27,6 +27,11 @@ COVERAGE = 0.11
 WORST = 0.3
 """Median error from which on the form says nothing of a kernel: numbers of another version serve better."""
 
+WORST_UNIT = 5.0
+"""Median error from which on times may be of another unit."""
+
+OTHER_UNIT = ", are the times in the unit of their column: latency in milliseconds, time_us in microseconds?"
+
 
 @dataclass(frozen=True, slots=True)
 class Points:
@@ -144,7 +149,8 @@ def fit_task(task: Task) -> Group | Refused:
         (each for each in served if len(each.points.measured_s) >= many), key=lambda each: each.found.miss
     )
     if best.found.miss > WORST:
-        return _refused(task, f"the form does not follow {best.label}: median error {best.found.miss:.0%}")
+        why = f"the form does not follow {best.label}: median error {best.found.miss:.0%}"
+        return _refused(task, why + (OTHER_UNIT if best.found.miss > WORST_UNIT else ""))
     return _group(task, best, [each for each in served if each is not best])
 
 

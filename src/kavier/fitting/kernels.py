@@ -6,17 +6,18 @@ whose data stay in the L2 cache because a benchmark repeats them, and launches o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import polars as pl
 
 from kavier.ecosystem.gpu import GpuSpec
+from kavier.fitting import experts, gemm
 from kavier.fitting.attention import fit_attention, fit_profiled_attention
 from kavier.fitting.collectives import fit_all_reduce
 from kavier.fitting.experts import fit_experts
 from kavier.fitting.gemm import fit_gemm, fit_profiled_gemm
 from kavier.fitting.groups import Group, Refused
-from kavier.fitting.tables import KernelTable
+from kavier.fitting.tables import KINDS, KernelTable
 from kavier.timing.own_kernels import version_number
 
 Tables = Mapping[str, pl.DataFrame]
@@ -62,3 +63,19 @@ def _version(gpu: GpuSpec, version: str, held: Tables, kinds: set[str]) -> Itera
 
 
 _PROFILED_LAYERS = ("profile_dense", "profile_per_sequence")
+
+FITTED: Mapping[str, Collection[str]] = {"gemm": gemm.THEIRS.values(), "moe": experts.THEIRS.values()}
+"""Kind of table -> the types of weights that are fitted, as the tables name them."""
+
+
+def unknown_types(tables: Sequence[KernelTable]) -> Iterator[str]:
+    """What rows of which types nothing is fitted to, in words."""
+    columns = {kind.name: kind.columns for kind in KINDS}
+    for table in tables:
+        if table.kind not in FITTED:
+            continue
+        fitted = list(FITTED[table.kind])
+        others = table.rows.filter(~pl.col("dtype").is_in(fitted))
+        for file, name, rows in others.group_by("file", "dtype").len().sort("file", "dtype").rows():
+            column = columns[table.kind]["dtype"]
+            yield f"{file}: {rows:,} rows of {column} {name!r} (fitted are {', '.join(fitted)})"

@@ -21,7 +21,10 @@ TEXTS = ("gpu", "version", "kernel", "dtype", "distribution", "op", "kv_dtype", 
 """Columns, by our names, that hold words; all others hold whole numbers."""
 
 OPTIONAL = ("window",)
-"""Columns whose values may be absent."""
+"""Columns whose values may be absent, or below 0."""
+
+ABOVE_ZERO = ("m", "n", "k")
+"""Columns of sizes that no kernel has at 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def read_kernels(path: Path) -> KernelTable:
 
     Raises:
         InputError: It cannot be read or is no table, its columns are of no known kind, a GPU is unknown, a
-            number is none, or a time is not positive (with its row).
+            number is none, a size is negative, or a time is not positive (with its row).
     """
     try:
         return _read(path)
@@ -180,15 +183,33 @@ def _typed(raw: pl.DataFrame, theirs: Mapping[str, str], path: Path) -> pl.DataF
             wrong &= raw[name].is_not_null()
         if name == "time_s":
             wrong |= ~(rows[name].is_finite() & (rows[name] > 0)).fill_null(value=False)
+        if dtype is pl.Int64 and name not in OPTIONAL:
+            wrong |= (rows[name] < _least(name)).fill_null(value=False)
         if wrong.any():
-            row = wrong.arg_true()[0]
+            row = int(wrong.arg_true()[0])
             raise InputError(
                 "not a time" if name == "time_s" else "not a value of this column",
-                where=f"{path}, row {row + 1}, column {theirs[name]!r}",
+                where=f"{path}, {_place(row, path)}, column {theirs[name]!r}",
                 value=raw[name][row],
-                expected=_EXPECTED[dtype],
+                expected=_expected(name, dtype),
             )
     return rows
+
+
+def _least(name: str) -> int:
+    """The smallest size that a column may hold."""
+    return 1 if name in ABOVE_ZERO else 0
+
+
+def _expected(name: str, dtype: type[pl.DataType]) -> str:
+    if dtype is pl.Int64 and name not in OPTIONAL:
+        return f"a whole number of at least {_least(name)}"
+    return _EXPECTED[dtype]
+
+
+def _place(row: int, path: Path) -> str:
+    """The row, and in a CSV file with a line each below its header also the line."""
+    return f"row {row + 1} (line {row + 2})" if path.suffix == ".csv" else f"row {row + 1}"
 
 
 _EXPECTED: dict[type[pl.DataType], str] = {

@@ -32,7 +32,8 @@ def calibration_sections(made: Plain) -> Iterator[Section]:
         lines = [f"{name}: {why}" for name, why in made["refused"].items()]
         yield Section("Not identified, left at its default", "\n".join(lines))
     if made["overloaded"]:
-        yield Section("Overloaded, not fitted to", ", ".join(made["overloaded"]))
+        lines = [f"{name}: {why.removeprefix('overloaded: ')}" for name, why in made["overloaded"].items()]
+        yield Section("Overloaded, not fitted to", "\n".join(lines))
     titles = {
         "training": "Where it was fitted",
         "left_out": "Each case with the numbers of the others",

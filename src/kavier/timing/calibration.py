@@ -36,6 +36,12 @@ REPLACED = ("host.step_s", "host.row_s")
 
 NAMES = (CLIENT, *DIVIDED, POWER, *REPLACED)
 
+LIMITS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys((*DIVIDED, POWER), (0.1, 10.0)),
+    **dict.fromkeys((CLIENT, *REPLACED), (0.0, 10.0)),
+}
+"""What a number may be: what is beyond is another unit or a mistake. Factors, and seconds."""
+
 SECTION = "measured"
 """Table of a file that says what was measured."""
 
@@ -82,7 +88,7 @@ def read_calibration(path: Path) -> Calibration:
     """Read what `kavier calibrate` wrote.
 
     Raises:
-        InputError: Not readable, no such file, or a number that no calibration has or that is not above 0.
+        InputError: Not readable, no such file, a number that no calibration has, or one beyond its `LIMITS`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -124,7 +130,7 @@ def _parsed(text: str, where: str) -> Calibration:
     except (ValueError, AttributeError) as error:
         raise InputError(f"no calibration: {error}", where=where) from None
     values = {name: _number(name, entry, where) for name, entry in found.items()}
-    said = {key: str(value) for key, value in measured.items() if key != "level"}
+    said = {key: _text(key, value, where) for key, value in measured.items() if key != "level"}
     return Calibration(
         measured["level"], values, said, "; ".join(dict.fromkeys(e["source"] for e in found.values()))
     )
@@ -134,7 +140,15 @@ def _number(name: str, entry: Mapping[str, Any], where: str) -> float:
     if name not in NAMES:
         raise InputError(f"unknown number {name!r}", where=where, near=(name, NAMES))
     value = entry["value"]
-    usable = isinstance(value, int | float) and math.isfinite(value) and value >= 0
-    if not usable or (value == 0 and name not in (CLIENT, *REPLACED)):
-        raise InputError(f"{name} is not usable", where=where, value=value, expected="a number above 0")
+    least, most = LIMITS[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not least <= value <= most:
+        expected = f"a number from {least:g} to {most:g}"
+        raise InputError(f"{name} is not usable", where=where, value=value, expected=expected)
     return float(value)
+
+
+def _text(key: str, value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{SECTION}.{key} is no text", where=where, value=value, expected="text in quotes")
+    return value

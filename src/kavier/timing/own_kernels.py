@@ -14,6 +14,10 @@ from kavier.timing.constants import entries
 
 _VERSION = re.compile(r"0\.\d+")
 
+MOST_SHARE, MOST_S, MOST = 1.5, 1.0, 1e4
+"""The largest efficiency or share of a bandwidth, time in seconds, and other number of a kernel: datasheets
+are passed by little, never many times."""
+
 
 def version_number(version: str) -> int:
     """0.14 is 14."""
@@ -30,7 +34,7 @@ def read_folder(folder: Path, gpu: str, known: Mapping[str, float]) -> dict[str,
 
     Raises:
         InputError: No file of this GPU, a file that cannot be read, or a group that lacks a number, has one
-            that nothing asks for, or one that is not positive.
+            that nothing asks for, or one that is not positive or beyond what can be.
     """
     if not folder.is_dir():
         raise InputError("kernels: no such folder", where=str(folder))
@@ -72,8 +76,16 @@ def _check_number(name: str, value: Any, known: Mapping[str, float], file: Path)
     if name not in known:
         raise InputError(f"kernels: unknown number {name}", where=str(file), near=(name, known))
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
+    most = _most(name.rpartition(".")[2])
+    if not number or not math.isfinite(value) or not 0 < value <= most:
         raise InputError(
             "kernels: not a number of the model", where=f"{file}, {name}", value=value,
-            expected="a positive number",
+            expected=f"a positive number up to {most:g}",
         )  # fmt: skip
+
+
+def _most(name: str) -> float:
+    """The largest that a number of this last name may be."""
+    if name.endswith("_efficiency") or name.startswith("share_"):
+        return MOST_SHARE
+    return MOST_S if name.endswith("_s") else MOST

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, cast, get_args
 
@@ -124,7 +125,7 @@ class Calibrated:
         training: Its cases, without and with it.
         tests: Other cases.
         left_out: Its cases, each with the numbers of a fit to the others; empty unless asked for.
-        overloaded: Names of cases that were left out.
+        overloaded: Cases that were left out: name -> why.
     """
 
     cases: tuple[NamedCase, ...]
@@ -134,7 +135,7 @@ class Calibrated:
     training: tuple[Tested, ...]
     tests: tuple[Tested, ...] = ()
     left_out: tuple[Tested, ...] = ()
-    overloaded: tuple[str, ...] = ()
+    overloaded: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate(
@@ -164,16 +165,14 @@ def calibrate(
         InputError: Cases of several machines, nothing to fit to or nothing identified, and as
             `validate_case`.
     """
+    _check_power(gpu_power_w)
     played = played or Played()
     calm = [case for case in cases if not played(case, {}).overloaded]
     if not calm:
-        raise InputError(
-            "overloaded runs identify nothing: an error of step time is a much larger one of queueing there",
-            expected="a run whose requests do not pile up",
-        )
+        raise _all_overloaded([played(case, {}) for case in cases])
     if gpu_power_w is not None and len(calm) > 1:
         raise InputError("one power for several cases", expected="a run of its own")
-    found = identify(_simulated(calm, metrics, played), {name: default_of(name) for name in names})
+    found = _identified(calm, names, metrics, played)
     if gpu_power_w is not None:
         level = base_level(calm[0].scenario, build_platform(calm[0].scenario))
         found = with_power(found, calm[0], with_values(level, found.values), gpu_power_w)
@@ -187,8 +186,47 @@ def calibrate(
         training=tuple(_tested(case, found.values, played) for case in calm),
         tests=tuple(_tested(case, found.values, played) for case in others),
         left_out=tuple(_left_out(calm, metrics, found, played)) if leave_one_out else (),
-        overloaded=tuple(case.name for case in cases if case not in calm),
+        overloaded={case.name: played(case, {}).overload or "" for case in cases if case not in calm},
     )
+
+
+def _check_power(gpu_power_w: float | None) -> None:
+    """Before anything is simulated."""
+    if gpu_power_w is not None and not 0.0 < gpu_power_w < math.inf:
+        raise InputError("--gpu-power-w is no power", value=gpu_power_w, expected="watts above 0")
+
+
+def _all_overloaded(compared: Sequence[Comparison]) -> InputError:
+    """Why, case by case."""
+    shown = [f"{one.case}: {one.overload}" for one in compared[:MOST_SHOWN]]
+    more = len(compared) - len(shown)
+    said = "; ".join([*shown, *([f"and {more:,} more"] if more else [])])
+    return InputError(
+        "overloaded runs identify nothing: an error of step time is a much larger one of queueing there "
+        f"({said})",
+        expected="a run whose requests do not pile up",
+    )
+
+
+MOST_SHOWN = 3
+"""Overloaded cases whose reasons an error lists."""
+
+
+def _identified(
+    cases: Sequence[NamedCase], names: Sequence[str], metrics: Sequence[str], played: Compare
+) -> Identified:
+    """What the cases tell.
+
+    Raises:
+        InputError: As `identify`, with a hint where times may be of another unit.
+    """
+    try:
+        return identify(_simulated(cases, metrics, played), {name: default_of(name) for name in names})
+    except InputError as error:
+        hint = next(filter(None, (played(case, {}).unit_hint for case in cases)), None)
+        if hint is None:
+            raise
+        raise InputError(f"{error}; {hint}") from None
 
 
 def one_by_one(
@@ -204,6 +242,8 @@ def one_by_one(
     """
     played = played or Played()
     calm = [case for case in cases if not played(case, {}).overloaded]
+    if not calm:
+        raise _all_overloaded([played(case, {}) for case in cases])
     return [calibrate([case], names, metrics, calm, played=played) for case in calm]
 
 

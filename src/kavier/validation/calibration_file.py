@@ -84,7 +84,7 @@ def as_plain(made: Calibrated) -> dict[str, Any]:
         "metrics": list(made.metrics),
         "numbers": numbers,
         "refused": found.refused,
-        "overloaded": list(made.overloaded),
+        "overloaded": dict(made.overloaded),
         "training": errors_on(made.training),
         "left_out": errors_on(made.left_out),
         "tests": errors_on(made.tests),

@@ -23,6 +23,9 @@ STATISTICS = tuple(NOTHING)
 MOST_FAILED = 0.01
 """Share of failed requests from which on a run counts as overloaded."""
 
+OTHER_UNIT = 0.9
+"""Median error from which on times may be of another unit than seconds."""
+
 TPOT = pl.when(pl.col("output_tokens") > 1).then(
     (pl.col("e2e_s") - pl.col("ttft_s")) / (pl.col("output_tokens") - 1)
 )
@@ -48,6 +51,8 @@ class Comparison:
         trust: As in the summary.
         measured: Columns of `METRICS`, the scored requests; None for aggregates.
         simulated: Likewise.
+        overload: Why it counts as overloaded; None = it does not.
+        unit_hint: That times may not be seconds; None = nothing says so.
     """
 
     case: str
@@ -61,6 +66,8 @@ class Comparison:
     trust: Mapping[str, Any]
     measured: pl.DataFrame | None
     simulated: pl.DataFrame
+    overload: str | None = None
+    unit_hint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -99,17 +106,36 @@ def compare_requests(run: MeasuredRun, result: Result, scored: Scored) -> dict[s
     """
     sides = _Sides(run, result.requests, scored)
     ours, theirs, pairs = sides.simulated, sides.measured, sides.pairs
+    metrics = {name: _statistics(_summary(theirs[name]), _summary(ours[name])) for name in METRICS}
+    overload = AS_THE_CASE_SAYS if scored.overloaded else sides.overload()
     return {
-        "metrics": {name: _statistics(_summary(theirs[name]), _summary(ours[name])) for name in METRICS},
+        "metrics": metrics,
         "per_request": {
             name: error for name in METRICS if (error := _median(pairs[name], ours[name])) is not None
         },
-        "overloaded": scored.overloaded or sides.is_overloaded(),
+        "overloaded": overload is not None,
+        "overload": overload,
+        "unit_hint": _unit_hint(metrics),
         "requests": len(theirs),
         "notes": tuple(sides.left_out()),
         "measured": theirs.select(METRICS),
         "simulated": ours.select(METRICS),
     }
+
+
+AS_THE_CASE_SAYS = "overloaded: as the case file says"
+
+
+def _unit_hint(metrics: Metrics) -> str | None:
+    """That a median is so far off that it may be of another unit."""
+    for name in ("ttft_s", "e2e_s"):
+        pair = metrics[name]["p50"]
+        if pair["error"] is not None and abs(pair["error"]) > OTHER_UNIT:
+            return (
+                f"the median {name} is {pair['measured']:.3g} as measured and {pair['simulated']:.3g} "
+                "simulated: are all times of the table in seconds, not milliseconds?"
+            )
+    return None
 
 
 class _Sides:
@@ -136,25 +162,32 @@ class _Sides:
             )
         self.measured, self.simulated = measured.filter(served), simulated.filter(both)
         self.pairs = measured.filter(both)
-        self._failed = int(measured["failed"].sum()) + run.unknown
+        self._failed = int(measured["failed"][scored.warmup :].sum()) + run.unknown
+        self._sent = len(measured) - scored.warmup + run.unknown
         self._rejected = int((served & ~finished).sum())
         self._late = int(finished.sum()) - int(both.sum())
 
-    def is_overloaded(self) -> bool:
-        """Whether the measured fleet had more work than it could do, whatever the simulated one had.
+    def overload(self) -> str | None:
+        """Why the measured fleet had more work than it could do, whatever the simulated one had.
 
         More than `MOST_FAILED` of the requests failed; or those with more than one token waited longer than
         `OVERLOAD` of their lives on average, the wait being what measured TTFT has beyond the simulated
         time from first schedule to first token.
         """
-        if self._failed > MOST_FAILED * (len(self._run.times) + self._run.unknown):
-            return True
+        if self._failed > MOST_FAILED * self._sent:
+            return f"overloaded: {self._failed:,} of {self._sent:,} failed, more than {100 * MOST_FAILED:g} %"
         several = self.pairs["output_tokens"] > 1
         if not several.any():
-            return False
+            return None
         ours, theirs = self.simulated.filter(several), self.pairs.filter(several)
         prefill_s = _mean(ours["ttft_s"]) - _mean(ours["queue_s"])
-        return _mean(theirs["ttft_s"]) - prefill_s > OVERLOAD * _mean(theirs["e2e_s"])
+        wait_s, e2e_s = _mean(theirs["ttft_s"]) - prefill_s, _mean(theirs["e2e_s"])
+        if wait_s <= OVERLOAD * e2e_s:
+            return None
+        return (
+            f"overloaded: measured requests wait {wait_s:.3g} s of {e2e_s:.3g} s on average, more than "
+            f"{100 * OVERLOAD:g} %"
+        )
 
     def left_out(self) -> Iterator[str]:
         """A sentence for each reason."""
@@ -200,6 +233,8 @@ def compare_aggregates(
         "metrics": metrics,
         "per_request": {},
         "overloaded": scored.overloaded,
+        "overload": AS_THE_CASE_SAYS if scored.overloaded else None,
+        "unit_hint": None,
         "requests": None,
         "notes": (
             *_warmup(scored),

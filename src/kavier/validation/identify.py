@@ -74,7 +74,8 @@ def identify(errors: Simulated, defaults: Mapping[str, float]) -> Identified:
 
     Refused is a number that does not move any metric by `LEAST_CHANGE` when it changes by `STEP`; then, of
     the fitted ones, that which is the most uncertain, as long as a standard error is above `MOST_DOUBT` of
-    its number (`MOST_DOUBT_CLIENT_S` for the client's), or a number runs out of bounds.
+    its number (`MOST_DOUBT_CLIENT_S` for the client's) or not below that of its prior, or a number runs out
+    of bounds.
 
     Args:
         errors: Simulates.
@@ -114,6 +115,9 @@ def _doubt(name: str, found: Identified, default: float) -> tuple[float, str]:
     least, most = bounds(name, default)
     if value >= 0.999 * most or (least > 0 and value <= 1.001 * least):
         return np.inf, f"it runs to {value:.3g}, which is no small correction"
+    prior = PRIOR_SD.get(name, np.inf)
+    if error >= prior:
+        return np.inf, f"{value:.3g} +- {error:.2g}: the run tells no more than the prior (+- {prior:g})"
     allowed = MOST_DOUBT_CLIENT_S if name == CLIENT else MOST_DOUBT * value
     unit = " s" if name in (CLIENT, *REPLACED) else ""
     text = f"{value:.3g} +- {error:.2g}{unit}, and only +- {allowed:.2g} would do"

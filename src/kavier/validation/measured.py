@@ -20,6 +20,10 @@ TIMES = ("ttft_s", "e2e_s")
 LEAST_REQUESTS = 5
 """Mean and percentiles of fewer tell nothing."""
 
+MOST_BEHIND, MOST_BEHIND_S = 0.1, 0.05
+"""How much later than its first token the end of an answer of one token may be seen: the larger of a share of
+its time, and seconds."""
+
 _WORKLOAD = (*REQUIRED, "block_hashes", "block_tokens", "session_id", "priority")
 _KNOWN: dict[str, Rule] = {
     **{name: RULES[name] for name in _WORKLOAD},
@@ -49,7 +53,7 @@ class MeasuredRun:
     Attributes:
         workload: Requests in order of arrival.
         times: Columns ttft_s, e2e_s (null where the request failed), output_tokens and failed.
-        unknown: Failed requests whose lengths nobody knows: they are not simulated.
+        unknown: Failed requests whose lengths nobody knows, without skipped ones: they are not simulated.
     """
 
     workload: Workload
@@ -57,18 +61,19 @@ class MeasuredRun:
     unknown: int
 
 
-def read_measured(section: Measured, root: Path, block_tokens: int = 16) -> MeasuredRun:
+def read_measured(section: Measured, root: Path, block_tokens: int = 16, skip: int = 0) -> MeasuredRun:
     """Read a table of measured requests.
 
     Args:
         section: Where it is and what its columns mean.
         root: Folder that its paths are taken from.
         block_tokens: Tokens of the blocks that equal prompts (`same_prompt`) share.
+        skip: So many of the first requests are simulated, but not compared.
 
     Raises:
         InputError: What a trace may have wrong, a missing column; e2e_s below ttft_s, times that are
             negative, missing or 0 though the request is not marked as failed, answers that were not
-            streamed, fewer than `LEAST_REQUESTS` requests (row and column named).
+            streamed, fewer than `LEAST_REQUESTS` requests beyond the skipped ones (row and column named).
     """
     chosen = choose(section, root)
     frame = _columns(chosen, section)
@@ -76,6 +81,7 @@ def read_measured(section: Measured, root: Path, block_tokens: int = 16) -> Meas
     lengthless = pl.any_horizontal(pl.col("prompt_tokens", "output_tokens").fill_null(0) == 0)
     known = frame.with_row_index("row").filter(~(pl.col("failed") & lengthless))
     known = known.sort("arrival_s", maintain_order=True)
+    _check_enough(known[skip:], str(chosen.file.path), skip)
     kept = chosen.only(known["row"].to_numpy())
     known = known.with_columns(_hashes(section, kept, known["prompt_tokens"], root, block_tokens))
     workload = make_workload(
@@ -93,7 +99,16 @@ def read_measured(section: Measured, root: Path, block_tokens: int = 16) -> Meas
         "failed",
     )
     workload = replace(workload, unread_columns=_unread(chosen, section))
-    return MeasuredRun(workload, times, unknown=len(frame) - len(known))
+    return MeasuredRun(
+        workload, times, unknown=_unknown(frame.filter(pl.col("failed") & lengthless), known, skip)
+    )
+
+
+def _unknown(lost: pl.DataFrame, known: pl.DataFrame, skip: int) -> int:
+    """How many of the requests without lengths do not lie among the skipped ones."""
+    if not skip:
+        return len(lost)
+    return int((lost["arrival_s"] > known["arrival_s"][skip - 1]).fill_null(value=True).sum())
 
 
 def _lengthless(known: pl.DataFrame, kept: Chosen) -> InputError:
@@ -165,7 +180,22 @@ def _check_times(frame: pl.DataFrame, chosen: Chosen) -> None:
             where=chosen.at(row, "e2e_s"),
             expected="the last token not before the first",
         )
-    _check_enough(frame.filter(~pl.col("failed")), str(chosen.file.path))
+    _check_single_tokens(frame, chosen)
+    _check_streamed(frame.filter(~pl.col("failed")), str(chosen.file.path))
+
+
+def _check_single_tokens(frame: pl.DataFrame, chosen: Chosen) -> None:
+    """The first token of an answer of one is its last."""
+    ttft_s, e2e_s = frame["ttft_s"], frame["e2e_s"]
+    one = ~frame["failed"] & (frame["output_tokens"] == 1)
+    late = one & (e2e_s - ttft_s > MOST_BEHIND_S) & (e2e_s - ttft_s > MOST_BEHIND * e2e_s)
+    if len(rows := late.fill_null(value=False).arg_true()):
+        row = int(rows[0])
+        raise InputError(
+            f"e2e_s = {e2e_s[row]:g} is long after ttft_s = {ttft_s[row]:g}, of 1 output token",
+            where=chosen.at(row, "e2e_s"),
+            expected=f"times that differ by at most {MOST_BEHIND:.0%} or {MOST_BEHIND_S:g} s",
+        )
 
 
 def _refuse_unmarked(mask: pl.Series, times: pl.Series, chosen: Chosen, wanted: str) -> None:
@@ -180,14 +210,18 @@ def _refuse_unmarked(mask: pl.Series, times: pl.Series, chosen: Chosen, wanted: 
         )
 
 
-def _check_enough(served: pl.DataFrame, where: str) -> None:
-    if len(served) < LEAST_REQUESTS:
+def _check_enough(scored: pl.DataFrame, where: str, skip: int) -> None:
+    if (served := int((~scored["failed"]).sum())) < LEAST_REQUESTS:
+        beyond = f", beyond the first {skip:,}" if skip else ""
         raise InputError(
             "a measured run that is too short to say anything",
             where=where,
-            value=f"{len(served)} requests that did not fail",
+            value=f"{served} requests that did not fail{beyond}",
             expected=f"at least {LEAST_REQUESTS}",
         )
+
+
+def _check_streamed(served: pl.DataFrame, where: str) -> None:
     several = served.filter(pl.col("output_tokens") > 1)
     if len(several) and (several["ttft_s"] == several["e2e_s"]).all():
         raise InputError(

@@ -32,7 +32,8 @@ def validate_case(
     """
     case = named.case
     if case.measured:
-        run = read_measured(case.measured, named.root, named.scenario.engine.block_size)
+        block_tokens = named.scenario.engine.block_size
+        run = read_measured(case.measured, named.root, block_tokens, case.warmup_requests)
         result = play(named.scenario, run.workload, progress)
         fields = compare_requests(
             run, result, Scored(case.warmup_requests, case.client_timeout_s, case.overloaded)
@@ -44,7 +45,9 @@ def validate_case(
         fields = compare_aggregates(case.aggregates, result, Scored(warmup, overloaded=case.overloaded))
         fields["notes"] = (*([loop.note()] if loop else ()), *fields["notes"])
     trust = result.summary["trust"]
+    said = (fields["overload"], fields["unit_hint"])
     notes = (*filter(None, [case.note]), *fields.pop("notes"), *_assumed(named, trust["notes"]))
+    notes = (*notes, *filter(None, said))
     level = trust["timing_level"]
     return Comparison(case=named.name, of=named.of, level=level, notes=notes, trust=trust, **fields)
 
