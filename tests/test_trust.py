@@ -196,6 +196,18 @@ def test_sensitivities_are_those_of_longer_steps(plain):
         assert told == pytest.approx(size, rel=0.3), metric
 
 
+@pytest.mark.parametrize("rate", [0.5, 1, 1.5, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize(
+    ("model", "gpu", "tp"),
+    [("Qwen/Qwen3-30B-A3B", "H100", 2), ("deepseek-ai/DeepSeek-V2-Lite", "H200", 1),
+     ("openai/gpt-oss-20b", "A100", 1)],
+)  # fmt: skip
+def test_sensitivities_do_not_jump_with_graph_sizes_and_experts(model, gpu, tp, rate):
+    plain = tree(rate, requests=1500, tensor_parallel_size=tp, max_model_len=8192)
+    exact, trust = grown({**plain, "model": model, "fleet": {"gpu": gpu}})
+    assert sum(trust["sensitivity"]["tpot_s"].values()) == pytest.approx(exact["tpot_s"], rel=0.3)
+
+
 def test_near_saturation_the_wait_grows_many_times_as_much_as_the_step():
     """TTFT of a full batch at load 0.88: told and exact sensitivity within a factor of two."""
     exact, trust = grown(tree(8, requests=3000, max_num_seqs=16))

@@ -66,7 +66,7 @@ class Load:
     Attributes:
         factor: Offered requests a second over those a full batch would serve; above 1 the queue grows.
         limit: What keeps throughput from being higher.
-        slope: d ln(step time) / d ln(batch) at the simulated batch.
+        slope: d ln(step time that a request sees) / d ln(requests at once), at the simulated batch.
         prefill_share: Share of a full batch's time that prefill takes.
         closed: A limited number of clients waits for answers: longer steps make fewer requests, not queues.
     """
@@ -172,9 +172,17 @@ class Capacity:
         )
 
     def slope(self) -> float:
-        """By how many per cent a step grows with 1 % more batch, at the simulated one."""
-        now = max(self._asked.running, 1.0) / (self._asked.decodes + 1.0)
-        return log(self.step(WIDER * now).time_s / self.step(now).time_s) / log(WIDER)
+        """By how many per cent the step that a request sees grows with 1 % more requests at once.
+
+        It sees itself, and the others, of whom alone there are more; their number varies, and steps jump by
+        graph sizes and experts, so that only a wide range of batches tells. `running` counts busy times: of
+        Poisson's m requests these are m / (1 - exp(-m)), near 1 + m / 2 of few.
+        """
+        running = max(self._asked.running, 1.0)
+        others = min(running, 2.0 * (running - 1.0))
+        few, many = max((1.0 + others) / WIDER, 1.0), (1.0 + others) * WIDER
+        steps = [self.step(batch / (self._asked.decodes + 1.0)).time_s for batch in (few, many)]
+        return others / (1.0 + others) * log(steps[1] / steps[0]) / log(many / few)
 
     def prefill_share(self) -> float:
         """Share of a full batch's time that prefill takes."""
@@ -212,5 +220,5 @@ class Capacity:
         )
 
 
-WIDER = 1.3
-"""Batches are compared with ones so much larger: steps of tables and padding even out."""
+WIDER = 2.0
+"""Batches so much smaller and larger are compared: padding to graph sizes evens out."""
