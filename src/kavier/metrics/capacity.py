@@ -14,11 +14,14 @@ from kavier.scenario import Engine
 from kavier.timing.step import StepCost, StepWork
 
 Limit = Literal[
-    "seats", "kv_blocks", "token_budget", "bandwidth", "compute", "overheads", "arrivals", "clients"
+    "seats", "kv_blocks", "token_budget", "bandwidth", "compute", "overheads", "arrivals", "clients", "burst"
 ]
 
 SATURATED = 0.8
 """Load factor from which on the engine limits a run, and no longer what is asked of it."""
+
+OVERLOAD = 0.5
+"""Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
 
 NO_GAIN = 1.2
 """A limit on the batch does not bind where twice the batch would serve less than so many times as much."""
@@ -42,6 +45,8 @@ class Demand:
     Attributes:
         requests_per_s: Offered to one replica: over the time from the first arrival to the last, and one
             mean life without queueing, so that all at once are not infinitely many.
+        arriving_per_s: While requests come: from the first arrival to the last.
+        waited: Share of its life before it is scheduled.
         prefill_tokens: Of its prompt, those that the prefix cache does not have.
         cached_tokens: The others.
         decodes: Steps behind its first token.
@@ -51,6 +56,8 @@ class Demand:
     """
 
     requests_per_s: float
+    arriving_per_s: float
+    waited: float
     prefill_tokens: float
     cached_tokens: float
     decodes: float
@@ -96,10 +103,13 @@ def demand(requests: pl.DataFrame, summary: Mapping[str, Any], replicas: int) ->
     hit = summary["cache"]["hit_ratio"] * prompt
     life_s = _mean(served["finish_s"] - served["first_scheduled_s"])
     arrivals = served["arrival_s"]
-    span_s = float(arrivals.max()) - float(arrivals.min()) + life_s  # type: ignore[arg-type]
+    coming_s = float(arrivals.max()) - float(arrivals.min())  # type: ignore[arg-type]
+    each = len(served) / replicas
     running = use["mean_running_requests"]
     return Demand(
-        requests_per_s=len(served) / replicas / span_s,
+        requests_per_s=each / (coming_s + life_s),
+        arriving_per_s=(each - 1.0 / replicas) / max(coming_s, 1e-9),
+        waited=summary["queue_s"]["mean"] / summary["e2e_s"]["mean"],
         prefill_tokens=max(prompt - hit, 1.0),
         cached_tokens=hit,
         decodes=total / len(served),
@@ -210,14 +220,20 @@ class Capacity:
         """
         most, _ = self.most()
         factor = self._asked.requests_per_s * self.step(most).time_s / most
-        unsaturated: Limit = "clients" if closed else "arrivals"
         return Load(
             factor=factor,
-            limit=unsaturated if factor < SATURATED else self.bound(gpu),
+            limit=self._unsaturated(factor, closed=closed) if factor < SATURATED else self.bound(gpu),
             slope=self.slope(),
             prefill_share=self.prefill_share(),
             closed=closed,
         )
+
+    def _unsaturated(self, factor: float, *, closed: bool) -> Limit:
+        """What limits a run in which a replica could serve more on the whole, if not while requests come."""
+        if closed:
+            return "clients"
+        while_coming = factor * self._asked.arriving_per_s / self._asked.requests_per_s
+        return "burst" if while_coming > 1.0 or self._asked.waited > OVERLOAD else "arrivals"
 
 
 WIDER = 2.0
