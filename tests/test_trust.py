@@ -199,6 +199,13 @@ def test_sensitivities_are_those_of_longer_steps(plain):
         assert told == pytest.approx(size, rel=0.3), metric
 
 
+@pytest.mark.parametrize(("rate", "requests"), [(40, 200), (40, 500), (60, 500), (35, 1000)])
+def test_a_short_burst_ends_before_batches_have_grown(rate, requests):
+    exact, trust = grown(tree(rate, requests=requests))
+    told = sum(trust["sensitivity"]["tpot_s"].values())
+    assert 0.5 < told / exact["tpot_s"] < 1.5
+
+
 @pytest.mark.parametrize("rate", [0.5, 1, 1.5, 2, 3, 4, 8, 16])
 @pytest.mark.parametrize(
     ("model", "gpu", "tp"),
@@ -221,7 +228,7 @@ def test_near_saturation_the_wait_grows_many_times_as_much_as_the_step():
 
 
 def load_at(factor: float, *, slope: float = 0.0, closed: bool = False) -> Load:
-    return Load(factor, "seats", slope=slope, prefill_share=0.25, closed=closed)
+    return Load(factor, "seats", slope=slope, prefill_share=0.25, lives=1e6, closed=closed)
 
 
 def waiting(load: Load) -> float:

@@ -46,6 +46,7 @@ class Demand:
         requests_per_s: Offered to one replica: over the time from the first arrival to the last, and one
             mean life without queueing, so that all at once are not infinitely many.
         arriving_per_s: While requests come: from the first arrival to the last.
+        lives: Times that a request's life without queueing fits into that.
         waited: Share of its life before it is scheduled.
         prefill_tokens: Of its prompt, those that the prefix cache does not have.
         cached_tokens: The others.
@@ -57,6 +58,7 @@ class Demand:
 
     requests_per_s: float
     arriving_per_s: float
+    lives: float
     waited: float
     prefill_tokens: float
     cached_tokens: float
@@ -75,6 +77,7 @@ class Load:
         limit: What keeps throughput from being higher.
         slope: d ln(step time that a request sees) / d ln(requests at once), at the simulated batch.
         prefill_share: Share of a full batch's time that prefill takes.
+        lives: How long requests come, in lives of one.
         closed: A limited number of clients waits for answers: longer steps make fewer requests, not queues.
     """
 
@@ -82,6 +85,7 @@ class Load:
     limit: Limit
     slope: float
     prefill_share: float
+    lives: float
     closed: bool
 
 
@@ -109,6 +113,7 @@ def demand(requests: pl.DataFrame, summary: Mapping[str, Any], replicas: int) ->
     return Demand(
         requests_per_s=each / (coming_s + life_s),
         arriving_per_s=(each - 1.0 / replicas) / max(coming_s, 1e-9),
+        lives=coming_s / life_s,
         waited=summary["queue_s"]["mean"] / summary["e2e_s"]["mean"],
         prefill_tokens=max(prompt - hit, 1.0),
         cached_tokens=hit,
@@ -225,6 +230,7 @@ class Capacity:
             limit=self._unsaturated(factor, closed=closed) if factor < SATURATED else self.bound(gpu),
             slope=self.slope(),
             prefill_share=self.prefill_share(),
+            lives=self._asked.lives,
             closed=closed,
         )
 
