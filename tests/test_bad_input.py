@@ -276,7 +276,7 @@ def test_where_no_name_is_near_some_that_begin_alike_are_offered() -> None:
         ("--pipeline_parallel_size=2", "--pipeline-parallel-size is a flag of vLLM that"),
         ("-pp", "-pp is a flag of vLLM that Kavier does not model: split a model"),
         ("-O3", "-O3 is a flag of vLLM that Kavier does not model: steps run as CUDA graphs"),
-        ("--data-parallel-backend", "give several engines with --replicas"),
+        ("--data-parallel-backend", "give several engines with --data-parallel-size"),
         ("--quantization", "name a quantised model with --model"),
         ("--port", "--port is a flag of vLLM that has no effect on a simulation: leave it out"),
         ("--api-key", "has no effect on a simulation"),

@@ -617,6 +617,11 @@ def test_a_long_run_in_the_reference_engine_is_told_beforehand(caplog, requests,
             {"data_parallel_size": 2},
             "fleet.replicas: .* a multiple of engine.data_parallel_size, 2",
         ),
+        (
+            "openai/gpt-oss-20b",
+            {"data_parallel_size": 64, "enable_expert_parallel": True},
+            "engine.data_parallel_size: .* has 32 experts a layer, too few for 64 GPUs .*at most 32 GPUs",
+        ),
     ],
 )
 def test_experts_are_shared_by_engines_that_exist_of_models_that_have_some(model, engine, complaint):

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from kavier.ecosystem.gpu import GpuSpec, find_gpu, gpu_names
 from kavier.ecosystem.model import Attention, Layer, Mlp, ModelSpec
+from kavier.ecosystem.models import find_model
 from kavier.errors import InputError
 from kavier.scenario import Engine
 from kavier.timing.attention import attention_layers
-from kavier.timing.collectives import all_gather, all_reduce
+from kavier.timing.collectives import Collective, all_gather, all_reduce
 from kavier.timing.constants import read_constants
 from kavier.timing.datasheet import DatasheetTiming, graph_sizes, largest_graph, pad, sampler_of
 from kavier.timing.gemm import Gemm, gemm_roof, smooth_max
+from kavier.timing.linear import Rank, layer_ops
 from kavier.timing.moe import distinct_experts, popularity
 from kavier.timing.parameters import (
     kernel_entries,
@@ -402,7 +404,7 @@ def test_prefill_on_a10_is_too_fast_by_a_third_and_says_so(tokens, measured_s):
     """Same source. Its power limit keeps the A10 at half of its peak: a known limit of this level."""
     model = timing(LLAMA_8B, A10)
     assert 1.4 < measured_s / model.cost(prefill(tokens)).time_s < 1.6
-    assert any("A10: 1.4 to 1.6 times" in note for note in model.assumptions())
+    assert any("A10, 150 W: 1.4 to 1.6 times" in note for note in model.assumptions())
 
 
 def test_decodes_with_a_window_lose_the_packed_path_under_flash_attention_2():
@@ -569,3 +571,37 @@ def test_every_kind_of_model_is_priced_on_every_gpu(name):
     for model in kinds:
         for level in ("datasheet", None):
             assert timing(model, on, level=level, tensor_parallel_size=2).cost(decodes(8, 500)).time_s > 0
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        replace(Attention("gqa", 64, 8, 64), sinks=True),
+        Attention(
+            "mla", 16, 16, 0, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
+        ),
+    ],
+)
+def test_kernels_other_than_flash_attention_2_lose_nothing_to_a_prefill_beside(attention):
+    on = find_gpu("RTX-4090")
+    layers = attention_layers(on, parameters_of(on), attention, engine(), 1)
+    assert layers.mixed_decode_s == layers.decode_s
+    assert layers.empty_block_s == 0.0
+    plain = attention_layers(on, parameters_of(on), Attention("gqa", 64, 8, 64), engine(), 1)
+    assert plain.mixed_decode_s > plain.decode_s
+    assert plain.empty_block_s > 0.0
+
+
+def test_engines_that_share_experts_exchange_less_the_more_gpus_share_each_ones_tokens():
+    """16 GPUs, as 16 engines of one or 4 of four: each GPU sends its part of its engine's tokens."""
+    model = find_model("deepseek-ai/DeepSeek-V3")
+    on = find_gpu("H200")
+
+    def exchange(tensor: int, data: int) -> float:
+        chosen = engine(tensor_parallel_size=tensor, data_parallel_size=data, enable_expert_parallel=True)
+        rank = Rank.of(model, on, parameters_of(on), chosen)
+        ops = [op for op in layer_ops(rank, model.layers[-1]) if isinstance(op, Collective)]
+        return max(op.bytes_per_token for op in ops)
+
+    assert exchange(1, 16) == 15 * 7168 * 2
+    assert exchange(4, 4) == 15 * 7168 // 4 * 2

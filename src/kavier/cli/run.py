@@ -257,7 +257,7 @@ def scenario_tree(scenario: Path | None, flags: dict[str, Any]) -> dict[str, Any
         if name in flags:
             value = flags[name]
             set_path(tree, path, str(value) if isinstance(value, Path) else value)
-    if "data_parallel_size" in flags and "replicas" not in flags:
+    if flags.get("data_parallel_size", 0) > 1 and "replicas" not in flags:
         set_path(tree, "fleet.replicas", flags["data_parallel_size"])  # as vLLM starts them
     _set_goodput(tree, flags.get("goodput", []))
     for assignment in flags.get("set_", []):

@@ -28,7 +28,8 @@ _REASONS = {
     f"{_UNMODELLED}: split a model over GPUs with --tensor-parallel-size": """
         pipeline-parallel-size decode-context-parallel-size prefill-context-parallel-size nnodes node-rank
         master-addr master-port""",
-    f"{_UNMODELLED}: give several engines with --replicas, and what sends requests to them with --router": """
+    f"{_UNMODELLED}: give several engines with --data-parallel-size or --replicas, and what sends requests "
+    "to them with --router": """
         data-parallel-size-local data-parallel-rank data-parallel-start-rank
         data-parallel-address data-parallel-rpc-port data-parallel-backend data-parallel-external-lb
         data-parallel-hybrid-lb api-server-count""",
@@ -82,10 +83,12 @@ _REASONS = {
         enable-prompt-embeds video-pruning-method video-pruning-rate random-mm-bucket-config
         random-mm-limit-mm-per-prompt random-mm-num-mm-items-range-ratio asr-max-audio-len-sec
         asr-min-audio-len-sec""",
-    f"{_UNMODELLED}: answers are as long as the workload says, and sampled in no time. Leave it out": """
-        structured-outputs-config guided-decoding-backend logits-processors override-generation-config
-        generation-config max-logprobs logprobs temperature top-k top-p min-p use-beam-search
-        frequency-penalty presence-penalty repetition-penalty ignore-eos""",
+    "Kavier does not have: what sampling costs is --set engine.sampling=plain (greedy, or plain random) or "
+    "top-k-top-p; without it the model's generation_config decides": """
+        override-generation-config generation-config temperature top-k top-p""",
+    f"{_UNMODELLED}: answers are as long as the workload says, and drawn without it. Leave it out": """
+        structured-outputs-config guided-decoding-backend logits-processors max-logprobs logprobs min-p
+        use-beam-search frequency-penalty presence-penalty repetition-penalty ignore-eos""",
     "Kavier does not have: a scenario file (YAML) goes without a flag, see docs/scenario.md": "config",
     "Kavier does not have: a file goes with --trace, in a format of docs/traces.md; --random-input-len and "
     "--random-output-len make what vLLM's dataset `random` does, --preset a published workload": """

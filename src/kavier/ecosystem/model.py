@@ -237,9 +237,9 @@ class ModelSpec:
         )
 
     @property
-    def has_experts(self) -> bool:
-        """Whether any layer is a mixture of experts."""
-        return any(layer.mlp.experts for layer in self.layers)
+    def num_experts(self) -> int:
+        """Routed experts of the layer that has most; 0 for a dense model."""
+        return max(layer.mlp.experts for layer in self.layers)
 
     def is_quantized(self, weight: Weight) -> bool:
         """Whether a tensor is stored in `weight_dtype` rather than in 16 bits."""

@@ -102,12 +102,20 @@ def _check_experts(scenario: Scenario, model: ModelSpec) -> None:
         "data_parallel_size": engine.data_parallel_size > 1,
         "expert_skew": engine.expert_skew > 0,
     }
-    if not model.has_experts and (keys := [key for key, is_asked in asked.items() if is_asked]):
+    if not model.num_experts and (keys := [key for key, is_asked in asked.items() if is_asked]):
         raise InputError(
             f"{model.name} has no experts",
             where=f"engine.{keys[0]}",
             value=getattr(engine, keys[0]),
             expected="a mixture-of-experts model; engines of a dense model are fleet.replicas",
+        )
+    gpus = engine.tensor_parallel_size * engine.data_parallel_size
+    if engine.enable_expert_parallel and gpus > model.num_experts:
+        raise InputError(
+            f"{model.name} has {model.num_experts} experts a layer, too few for {gpus} GPUs",
+            where="engine.data_parallel_size",
+            value=engine.data_parallel_size,
+            expected=f"at most {model.num_experts} GPUs in tensor_parallel_size x data_parallel_size",
         )
     if replicas % engine.data_parallel_size:
         raise InputError(

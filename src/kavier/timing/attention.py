@@ -143,6 +143,14 @@ class AttentionLayers:
         return min(read, step.decodes * window), min(pairs, tokens * window), min(context, beyond)
 
 
+def has_flash_kernel(attention: Attention) -> bool:
+    """Whether FlashAttention-2 serves it, where that is the GPU's kernel.
+
+    It takes no sinks (vLLM issue 22331: TRITON_ATTN does), and MLA has kernels of its own.
+    """
+    return attention.kind != "mla" and not attention.sinks
+
+
 def attention_layers(
     gpu: GpuSpec, parameters: Parameters, attention: Attention, engine: Engine, layers: int
 ) -> AttentionLayers:
@@ -155,8 +163,9 @@ def attention_layers(
     decode_bytes_per_s = bandwidth * decode["memory_efficiency"]
     decode_s = max(work.kv_bytes / decode_bytes_per_s, work.decode_flops / flops_per_s)
     # One query row is computed like a block of them; without the kernel's block, as it is alone.
-    mixed_decode_s = max(decode_s, mixed["mixed_rows"] * pair_s)
-    unpacked = attention.window is not None and mixed["mixed_rows"] > 0
+    mixed_rows = mixed["mixed_rows"] if has_flash_kernel(attention) else 0.0
+    mixed_decode_s = max(decode_s, mixed_rows * pair_s)
+    unpacked = attention.window is not None and mixed_rows > 0
     return AttentionLayers(
         layers=layers,
         window=attention.window,
@@ -166,7 +175,7 @@ def attention_layers(
         sequence_s=work.kv_heads * decode["sequence_head_s"],
         decode_s=mixed_decode_s if unpacked else decode_s,
         mixed_decode_s=mixed_decode_s,
-        empty_block_s=mixed["empty_block_s"] * work.heads / BLOCK_ROWS,
+        empty_block_s=mixed["empty_block_s"] * work.heads / BLOCK_ROWS if mixed_rows else 0.0,
         pair_s=pair_s,
         token_s=work.query_bytes / (bandwidth * prefill["query_efficiency"]),
         expand_s=work.expand_flops / gemm_roof(gpu, parameters, "bf16").flops_per_s,

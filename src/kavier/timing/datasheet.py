@@ -13,7 +13,7 @@ from kavier.ecosystem.gpu import GpuSpec
 from kavier.ecosystem.model import ModelSpec, Weight
 from kavier.ecosystem.vllm_versions import is_async, rules_of
 from kavier.scenario import Engine
-from kavier.timing.attention import AttentionLayers, attention_layers
+from kavier.timing.attention import AttentionLayers, attention_layers, has_flash_kernel
 from kavier.timing.collectives import MEASURED_DEGREES, all_reduce
 from kavier.timing.compiled import ATTENTION, HOST, NO_WINDOW, PRICE, Shares, StepTables
 from kavier.timing.gemm import TokenOp, compute_dtype, gemm_kind, gemm_roof
@@ -268,10 +268,10 @@ def _assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) 
     yield _host_assumption(engine, p)
     yield _SAMPLERS[sampler_of(model, engine)]
     yield from _weight_assumptions(model, gpu, p)
-    yield from _attention_assumptions(model, gpu)
-    if any(layer.mlp.experts for layer in model.layers):
+    yield from _attention_assumptions(model, gpu, engine)
+    if model.num_experts:
         yield _expert_assumption(engine)
-    if (degree := engine.tensor_parallel_size) > 1:
+    if (degree := _linked_gpus(engine)) > 1:
         yield _link_assumption(gpu, degree, p)
 
 
@@ -285,7 +285,7 @@ _SAMPLERS = {
 def _measured_run(p: Parameters, missing: str) -> str:
     """What a measured run corrected."""
     if p.calibration is None:
-        return f"no measurement {missing}"
+        return f"not corrected by a measurement {missing}"
     numbers = p.calibration.values.items()
     said = (f"{name.removeprefix('calibration.')} {value:.4g}" for name, value in numbers)
     return f"calibrated ({', '.join(said)}) on {p.calibration.source}"
@@ -301,11 +301,16 @@ def _unmeasured(model: ModelSpec, gpu: GpuSpec, engine: Engine, p: Parameters) -
     """What is priced with shared constants although the GPU's kernels were measured."""
     needed = {f"gemm.{kind_of_gemm(model, gpu)}", "attention.decode", "attention.prefill"}
     needed |= groups_of_experts(model, gpu)
-    if (degree := engine.tensor_parallel_size) > 1:
+    if (degree := _linked_gpus(engine)) > 1:
         nearest = next((d for d in MEASURED_DEGREES if d >= degree), MEASURED_DEGREES[-1])
         needed.add(f"collectives.tp{nearest}")
     if missing := sorted(needed - p.measured):
         yield f"not measured on {gpu.name}, so priced with shared constants: {', '.join(missing)}"
+
+
+def _linked_gpus(engine: Engine) -> int:
+    """GPUs that talk to each other in a step."""
+    return engine.tensor_parallel_size * engine.data_parallel_size
 
 
 def kind_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
@@ -316,7 +321,7 @@ def kind_of_gemm(model: ModelSpec, gpu: GpuSpec) -> str:
 
 def groups_of_experts(model: ModelSpec, gpu: GpuSpec) -> set[str]:
     """The groups that its experts take, if it has any."""
-    if not any(layer.mlp.experts for layer in model.layers):
+    if not model.num_experts:
         return set()
     return {f"moe.{expert_kind(gpu, model.weight_dtype, model.quant_group_size)}"}
 
@@ -331,9 +336,9 @@ def _host_assumption(engine: Engine, p: Parameters) -> str:
 
 def _expert_assumption(engine: Engine) -> str:
     routing = "expert routing is balanced" if not engine.expert_skew else "experts are chosen by a power law"
+    gpus = _linked_gpus(engine)
     if not engine.enable_expert_parallel:
-        return f"{routing}; experts are split by tensor parallelism, not spread over GPUs"
-    gpus = engine.tensor_parallel_size * engine.data_parallel_size
+        return f"{routing}; each expert is split over {gpus} GPUs" if gpus > 1 else routing
     return f"{routing}; whole experts are spread over {gpus} GPUs, whose engines have equal batches"
 
 
@@ -342,15 +347,15 @@ def _weight_assumptions(model: ModelSpec, gpu: GpuSpec, p: Parameters) -> Iterat
     if gpu.vendor != "nvidia":
         yield f"no kernel of {gpu.name}'s vendor is behind the constants: expect larger errors"
     sustained = p.calibration is not None and "calibration.compute_factor" in p.calibration.values
-    if not p.measured and not sustained and gpu.tdp_w <= SMALL_CARD_W:
-        yield "cards whose power limit lowers their clocks prefill slower (A10: 1.4 to 1.6 times, measured)"
+    if not p.measured and not sustained and gpu.tdp_w <= LIMITED_CARD_W:
+        yield "a power limit that lowers clocks slows prefills (A10, 150 W: 1.4 to 1.6 times, measured)"
     if dtype == "fp8" and compute_dtype(gpu, dtype) != "fp8":
         yield f"{gpu.name} has no fp8: weights are read as fp8 and computed at the bf16 peak"
     elif dtype not in ("bf16", "fp8"):
         yield f"{dtype} weights are read as {dtype} and computed at the bf16 peak, dequantising is free"
 
 
-def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
+def _attention_assumptions(model: ModelSpec, gpu: GpuSpec, engine: Engine) -> Iterator[str]:
     if any(layer.attention.window for layer in model.layers):
         yield (
             "sliding windows cut sums over the batch: exact where all requests are inside or all beyond the "
@@ -358,15 +363,21 @@ def _attention_assumptions(model: ModelSpec, gpu: GpuSpec) -> Iterator[str]:
         )
     if any(layer.attention.kind == "mla" for layer in model.layers):
         yield "MLA decodes on latents, prefill expands them; no MLA kernel was measured"
-    if attention_kernel(gpu) == "flash2":
+    if attention_kernel(gpu) != "flash2":
+        return
+    if engine.kv_cache_dtype == "fp8":
+        yield "FlashAttention-2 reads no fp8 KV: the kernel that vLLM takes instead is priced like it"
+    if not all(has_flash_kernel(layer.attention) for layer in model.layers):
+        yield "attention with sinks, and MLA, take other kernels than FlashAttention-2; none was measured"
+    else:
         yield (
             "FlashAttention-2: a prefill in the batch, or a sliding window, slows decodes, which are then "
             "computed like blocks of query rows (measured on RTX 4090 and RTX PRO 6000)"
         )
 
 
-SMALL_CARD_W = 150.0
-"""Cards of so little power hold their peak clocks for no long prefill."""
+LIMITED_CARD_W = 350.0
+"""Cards of so little power, those on PCIe, may hold their peak clocks for no long prefill."""
 
 
 def _link_assumption(gpu: GpuSpec, degree: int, p: Parameters) -> str:

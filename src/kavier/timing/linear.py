@@ -165,8 +165,9 @@ def _mlp_ops(rank: Rank, mlp: Mlp) -> Iterator[TokenOp]:
     yield rank.gemm("router", mlp.experts, rank.model.hidden_size)
     yield rank.experts(mlp)
     if rank.peers > 1:
-        # Every engine sends its tokens to all experts, and gets their sums back.
-        part = rank.model.hidden_size
+        # Every engine sends its tokens to all experts, and gets their sums back. Its GPUs send a part each:
+        # vLLM's `use_sequence_parallel_moe`; without expert parallelism the same bytes cross.
+        part = -(-rank.model.hidden_size // rank.degree)
         exchange = all_gather(rank.gpu, rank.parameters, rank.degree * rank.peers, part)
         yield from (exchange, exchange)
     if mlp.shared_intermediate_size:
