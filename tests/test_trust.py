@@ -20,6 +20,7 @@ from kavier.metrics.expected import MOST, expected_errors, sensitivity
 from kavier.metrics.validated import (
     DISTANCE,
     Configuration,
+    Near,
     Validated,
     nearest,
     parse_record,
@@ -27,7 +28,7 @@ from kavier.metrics.validated import (
     record_toml,
 )
 from kavier.report.console import print_page
-from kavier.report.trust import LABELS, LIMITS
+from kavier.report.trust import LABELS, LIMITS, trust_table
 from kavier.runner import Result, load_workload
 from kavier.scenario import parse_scenario
 from kavier.validation.case import read_cases
@@ -105,6 +106,8 @@ def test_replicas_share_the_load():
     ("limit", "plain"),
     [
         ("arrivals", tree(2)),
+        ("burst", tree(40, requests=500)),
+        ("burst", tree(math.inf, requests=20)),
         ("clients", tree(math.inf, clients=8)),
         ("seats", tree(40, max_num_seqs=32)),
         ("kv_blocks", tree(40, num_gpu_blocks_override=2000)),
@@ -196,6 +199,25 @@ def test_sensitivities_are_those_of_longer_steps(plain):
         assert told == pytest.approx(size, rel=0.3), metric
 
 
+@pytest.mark.parametrize(("rate", "requests"), [(40, 200), (40, 500), (60, 500), (35, 1000)])
+def test_a_short_burst_ends_before_batches_have_grown(rate, requests):
+    exact, trust = grown(tree(rate, requests=requests))
+    told = sum(trust["sensitivity"]["tpot_s"].values())
+    assert 0.5 < told / exact["tpot_s"] < 1.5
+
+
+@pytest.mark.parametrize("rate", [0.5, 1, 1.5, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize(
+    ("model", "gpu", "tp"),
+    [("Qwen/Qwen3-30B-A3B", "H100", 2), ("deepseek-ai/DeepSeek-V2-Lite", "H200", 1),
+     ("openai/gpt-oss-20b", "A100", 1)],
+)  # fmt: skip
+def test_sensitivities_do_not_jump_with_graph_sizes_and_experts(model, gpu, tp, rate):
+    plain = tree(rate, requests=1500, tensor_parallel_size=tp, max_model_len=8192)
+    exact, trust = grown({**plain, "model": model, "fleet": {"gpu": gpu}})
+    assert sum(trust["sensitivity"]["tpot_s"].values()) == pytest.approx(exact["tpot_s"], rel=0.3)
+
+
 def test_near_saturation_the_wait_grows_many_times_as_much_as_the_step():
     """TTFT of a full batch at load 0.88: told and exact sensitivity within a factor of two."""
     exact, trust = grown(tree(8, requests=3000, max_num_seqs=16))
@@ -206,7 +228,7 @@ def test_near_saturation_the_wait_grows_many_times_as_much_as_the_step():
 
 
 def load_at(factor: float, *, slope: float = 0.0, closed: bool = False) -> Load:
-    return Load(factor, "seats", slope=slope, prefill_share=0.25, closed=closed)
+    return Load(factor, "seats", slope=slope, prefill_share=0.25, lives=1e6, closed=closed)
 
 
 def waiting(load: Load) -> float:
@@ -250,7 +272,7 @@ def validated(configuration: Configuration, **changes: Any) -> Validated:
 
 def test_what_was_validated_itself_is_nearest_and_differs_by_nothing():
     others = [validated(own(gpu="L40S")), validated(own()), validated(own(weight_dtype="fp8"))]
-    near = nearest(own(), "kernels", 0.5, others)
+    near = nearest(own(), ("kernels",), 0.5, others)
     assert near is not None
     assert near.validated is others[1]
     assert near.differs == ()
@@ -266,49 +288,87 @@ def test_what_was_validated_itself_is_nearest_and_differs_by_nothing():
         ({"kind": "mla"}, "latent attention instead of a dense model"),
         ({"weight_dtype": "fp8"}, "fp8 weights instead of bf16"),
         ({"tensor_parallel_size": 4}, "TP 4 instead of 1"),
+        ({"data_parallel_size": 2}, "data parallel 2 instead of 1"),
+        ({"expert_parallel": True}, "with expert parallelism"),
         ({"asynchronous": False}, "synchronous scheduling instead of asynchronous"),
         ({"vllm_version": "0.11"}, "vLLM 0.11 instead of 0.14"),
     ],
 )
 def test_each_difference_is_named_and_widens_the_error(change, words):
-    near = nearest(own(), "kernels", 0.5, [validated(own(**change))])
+    near = nearest(own(), ("kernels",), 0.5, [validated(own(**change))])
     assert near is not None
     assert near.differs == (words,)
     assert near.distance > 0
-    here = nearest(own(), "kernels", 0.5, [validated(own())])
+    here = nearest(own(), ("kernels",), 0.5, [validated(own())])
     assert here is not None
     assert all(far > here.step_errors()[kind] for kind, far in near.step_errors().items())
 
 
 def test_another_name_of_the_same_model_is_no_difference():
-    near = nearest(own(), "kernels", None, [validated(own(model="meta-llama/Llama-3.1-8B-Instruct"))])
+    near = nearest(own(), ("kernels",), None, [validated(own(model="meta-llama/Llama-3.1-8B-Instruct"))])
     assert near is not None
     assert near.differs == ()
 
 
 def test_a_gpu_of_the_same_architecture_is_nearer():
-    near = nearest(own(), "kernels", 0.5, [validated(own(gpu="L40S")), validated(own(gpu="H200-SXM"))])
+    near = nearest(own(), ("kernels",), 0.5, [validated(own(gpu="L40S")), validated(own(gpu="H200-SXM"))])
     assert near is not None
     assert near.validated.configuration.gpu == "H200-SXM"
 
 
 def test_a_level_that_knows_less_says_more_of_one_that_knows_more():
     low, high = validated(own(), level="datasheet"), validated(own())
-    up, down = nearest(own(), "kernels", 0.5, [low]), nearest(own(), "datasheet", 0.5, [high])
+    up, down = nearest(own(), ("kernels",), 0.5, [low]), nearest(own(), ("datasheet",), 0.5, [high])
     assert up is not None
     assert down is not None
     assert 0 < up.distance < down.distance
     assert up.differs == ("step times of level datasheet instead of kernels",)
 
 
+@pytest.mark.parametrize(("own_level", "below"), [("calibrated", "kernels"), ("kernels", "datasheet")])
+def test_own_numbers_are_as_near_as_those_that_they_took_the_place_of(own_level, below):
+    near = nearest(own(), (own_level, below), 0.5, [validated(own(), level=below)])
+    assert near is not None
+    assert near.differs == ()
+
+
+CALIBRATION = """
+[measured]
+level = "kernels"
+gpu = "H100-SXM"
+model = "meta-llama/Llama-3.1-8B"
+
+[calibration]
+source = "somebody"
+error = "small"
+date = "2026-11-28"
+compute_factor = { value = 1.05, unit = "1", standard_error = 0.01 }
+"""
+
+
+def test_a_calibration_does_not_lower_the_trust(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(CALIBRATION)
+    plain = tree(2, requests=100)
+    before, after = trust_of(plain), trust_of({**plain, "calibration": str(path)})
+    assert after["timing_level"] == "calibrated"
+    assert after["nearest"] == before["nearest"]
+    assert all(after["step_error"][kind] <= error for kind, error in before["step_error"].items())
+
+
+def test_the_release_that_was_measured_is_said_where_another_is_mirrored():
+    assert "vLLM 0.14 (measured with 0.15.1)" in validated(own(), measured_with="0.15.1").name
+    assert "measured" not in validated(own()).name
+
+
 def test_more_load_than_was_validated_is_a_difference():
-    near = nearest(own(), "kernels", 1.5, [validated(own())])
+    near = nearest(own(), ("kernels",), 1.5, [validated(own())])
     assert near is not None
     assert near.differs == ("load up to 0.90 instead of 1.50",)
 
 
 def test_without_a_record_nothing_is_near():
-    assert nearest(own(), "kernels", 0.5, []) is None
+    assert nearest(own(), ("kernels",), 0.5, []) is None
 
 
 # The record
@@ -410,6 +470,18 @@ def test_the_page_tells_errors_load_and_the_nearest(capsys):
         assert part in shown
     assert all(label in shown for label in LABELS.values())
     assert LIMITS["arrivals"] in shown
+
+
+@pytest.mark.parametrize(
+    ("bias", "runs", "words"),
+    [(-0.03, 9, "TPOT 4.0% (mostly too short)"), (0.04, 1, "TPOT 4.0% (too long)"), (0.01, 9, "TPOT 4.0%")],
+)
+def test_the_page_tells_the_direction_of_a_bias(bias, runs, words):
+    error = {"median": 0.04, "p90": 0.05, "bias": bias}
+    near = Near(validated(own(), errors={"tpot_s": error}, runs=runs), (), 0.0)
+    trust = trust_of(tree(2, requests=50)) | {"nearest": near.as_dict()}
+    cells = [str(cell) for cell in trust_table({"trust": trust}).columns[1].cells]
+    assert any(cell.endswith(words) for cell in cells), cells
 
 
 def test_the_page_does_not_give_a_number_where_nothing_is_predicted(capsys):

@@ -138,6 +138,7 @@ def simulate(
         power,
         summary,
         calibrated.get(CLIENT),
+        _below(resolved, platform, parameters),
     )
     summary["engine"] = {"name": "reference" if why else "kernel", "why": why}
     return Result(
@@ -202,6 +203,15 @@ def _parameters(scenario: Scenario, platform: Platform) -> Parameters:
     calibration = read_calibration(scenario.calibration) if scenario.calibration else None
     version = platform.engine.vllm_version
     return parameters_of(platform.gpu, cast("Level | None", level), version, calibration, scenario.kernels)
+
+
+def _below(scenario: Scenario, platform: Platform, parameters: Parameters) -> list[str]:
+    """Levels that the step times would have without the user's own calibration or kernels."""
+    calibration = parameters.calibration
+    if not (scenario.calibration or scenario.kernels):
+        return []
+    plain = parameters_of(platform.gpu, vllm_version=platform.engine.vllm_version).level
+    return [plain, *([calibration.level] if calibration else ())]
 
 
 class _Run:

@@ -14,11 +14,14 @@ from kavier.scenario import Engine
 from kavier.timing.step import StepCost, StepWork
 
 Limit = Literal[
-    "seats", "kv_blocks", "token_budget", "bandwidth", "compute", "overheads", "arrivals", "clients"
+    "seats", "kv_blocks", "token_budget", "bandwidth", "compute", "overheads", "arrivals", "clients", "burst"
 ]
 
 SATURATED = 0.8
 """Load factor from which on the engine limits a run, and no longer what is asked of it."""
+
+OVERLOAD = 0.5
+"""Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
 
 NO_GAIN = 1.2
 """A limit on the batch does not bind where twice the batch would serve less than so many times as much."""
@@ -42,6 +45,9 @@ class Demand:
     Attributes:
         requests_per_s: Offered to one replica: over the time from the first arrival to the last, and one
             mean life without queueing, so that all at once are not infinitely many.
+        arriving_per_s: While requests come: from the first arrival to the last.
+        lives: Times that a request's life without queueing fits into that.
+        waited: Share of its life before it is scheduled.
         prefill_tokens: Of its prompt, those that the prefix cache does not have.
         cached_tokens: The others.
         decodes: Steps behind its first token.
@@ -51,6 +57,9 @@ class Demand:
     """
 
     requests_per_s: float
+    arriving_per_s: float
+    lives: float
+    waited: float
     prefill_tokens: float
     cached_tokens: float
     decodes: float
@@ -66,8 +75,9 @@ class Load:
     Attributes:
         factor: Offered requests a second over those a full batch would serve; above 1 the queue grows.
         limit: What keeps throughput from being higher.
-        slope: d ln(step time) / d ln(batch) at the simulated batch.
+        slope: d ln(step time that a request sees) / d ln(requests at once), at the simulated batch.
         prefill_share: Share of a full batch's time that prefill takes.
+        lives: How long requests come, in lives of one.
         closed: A limited number of clients waits for answers: longer steps make fewer requests, not queues.
     """
 
@@ -75,6 +85,7 @@ class Load:
     limit: Limit
     slope: float
     prefill_share: float
+    lives: float
     closed: bool
 
 
@@ -96,10 +107,14 @@ def demand(requests: pl.DataFrame, summary: Mapping[str, Any], replicas: int) ->
     hit = summary["cache"]["hit_ratio"] * prompt
     life_s = _mean(served["finish_s"] - served["first_scheduled_s"])
     arrivals = served["arrival_s"]
-    span_s = float(arrivals.max()) - float(arrivals.min()) + life_s  # type: ignore[arg-type]
+    coming_s = float(arrivals.max()) - float(arrivals.min())  # type: ignore[arg-type]
+    each = len(served) / replicas
     running = use["mean_running_requests"]
     return Demand(
-        requests_per_s=len(served) / replicas / span_s,
+        requests_per_s=each / (coming_s + life_s),
+        arriving_per_s=(each - 1.0 / replicas) / max(coming_s, 1e-9),
+        lives=coming_s / life_s,
+        waited=summary["queue_s"]["mean"] / summary["e2e_s"]["mean"],
         prefill_tokens=max(prompt - hit, 1.0),
         cached_tokens=hit,
         decodes=total / len(served),
@@ -172,9 +187,17 @@ class Capacity:
         )
 
     def slope(self) -> float:
-        """By how many per cent a step grows with 1 % more batch, at the simulated one."""
-        now = max(self._asked.running, 1.0) / (self._asked.decodes + 1.0)
-        return log(self.step(WIDER * now).time_s / self.step(now).time_s) / log(WIDER)
+        """By how many per cent the step that a request sees grows with 1 % more requests at once.
+
+        It sees itself, and the others, of whom alone there are more; their number varies, and steps jump by
+        graph sizes and experts, so that only a wide range of batches tells. `running` counts busy times: of
+        Poisson's m requests these are m / (1 - exp(-m)), near 1 + m / 2 of few.
+        """
+        running = max(self._asked.running, 1.0)
+        others = min(running, 2.0 * (running - 1.0))
+        few, many = max((1.0 + others) / WIDER, 1.0), (1.0 + others) * WIDER
+        steps = [self.step(batch / (self._asked.decodes + 1.0)).time_s for batch in (few, many)]
+        return others / (1.0 + others) * log(steps[1] / steps[0]) / log(many / few)
 
     def prefill_share(self) -> float:
         """Share of a full batch's time that prefill takes."""
@@ -202,15 +225,22 @@ class Capacity:
         """
         most, _ = self.most()
         factor = self._asked.requests_per_s * self.step(most).time_s / most
-        unsaturated: Limit = "clients" if closed else "arrivals"
         return Load(
             factor=factor,
-            limit=unsaturated if factor < SATURATED else self.bound(gpu),
+            limit=self._unsaturated(factor, closed=closed) if factor < SATURATED else self.bound(gpu),
             slope=self.slope(),
             prefill_share=self.prefill_share(),
+            lives=self._asked.lives,
             closed=closed,
         )
 
+    def _unsaturated(self, factor: float, *, closed: bool) -> Limit:
+        """What limits a run in which a replica could serve more on the whole, if not while requests come."""
+        if closed:
+            return "clients"
+        while_coming = factor * self._asked.arriving_per_s / self._asked.requests_per_s
+        return "burst" if while_coming > 1.0 or self._asked.waited > OVERLOAD else "arrivals"
 
-WIDER = 1.3
-"""Batches are compared with ones so much larger: steps of tables and padding even out."""
+
+WIDER = 2.0
+"""Batches so much smaller and larger are compared: padding to graph sizes evens out."""

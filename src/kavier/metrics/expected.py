@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import hypot
+from math import expm1, hypot
 from typing import Any
 
 from kavier.metrics.capacity import SATURATED, Load
@@ -24,9 +24,10 @@ Sensitivity = dict[str, dict[str, float]]
 def sensitivity(load: Load, summary: Mapping[str, Any]) -> Sensitivity:
     """What a small error of step times becomes.
 
-    With requests that come whatever happens, longer steps make larger batches, and these longer steps:
-    1 / (1 - slope) in all. Waiting for a seat grows by 1 / (1 - load) of that; beyond load 1, where the queue
-    only grows, by load / (load - 1), and the batch is full. Clients that wait for answers slow down instead.
+    With requests that come whatever happens, longer steps make larger batches, and these longer steps: 1 /
+    (1 - slope) in all, if requests come for long enough. Waiting for a seat grows by 1 / (1 - load) of
+    that; beyond load 1, where the queue only grows, by load / (load - 1), and the batch is full. Clients
+    that wait for answers slow down instead.
 
     Args:
         load: Of a replica.
@@ -60,8 +61,14 @@ def _amplification(load: Load) -> tuple[float, float]:
         return 1.0, 1.0
     if load.factor >= 1.0:
         return 1.0, _capped(load.factor, load.factor - 1.0)
-    steps = _capped(1.0, 1.0 - load.slope)
+    steps = _reached(_capped(1.0, 1.0 - load.slope), load.lives)
     return steps, _capped(steps, 1.0 - load.factor)
+
+
+def _reached(steady: float, lives: float) -> float:
+    """Mean of what a run from empty reaches of it: batches follow slower, the nearer they are to runaway."""
+    past = lives / steady
+    return 1.0 + (steady - 1.0) * (1.0 + expm1(-past) / past) if past else 1.0
 
 
 def _capped(above: float, below: float) -> float:

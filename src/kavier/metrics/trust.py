@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import polars as pl
 
 from kavier.ecosystem.platform import Platform
 from kavier.ecosystem.vllm_versions import is_async, rules_of
-from kavier.metrics.capacity import Capacity, Load, demand
+from kavier.metrics.capacity import OVERLOAD, Capacity, Load, demand
 from kavier.metrics.client import client_note
 from kavier.metrics.expected import Sensitivity, expected_errors, sensitivity
 from kavier.metrics.power import PowerModel
@@ -30,9 +30,6 @@ COUNTS = {
 """Workload count -> what was counted; others are shown by name."""
 
 NOTHING_SHARED = "the workload does not tell which prompts share tokens, so the prefix cache never hits"
-
-OVERLOAD = 0.5
-"""Share of its life that the mean request spends waiting, from which on the fleet counts as overloaded."""
 
 NEAR_SATURATION = 5.0
 """Per cent of TTFT that 1 % of step time makes, from which on it is said."""
@@ -75,6 +72,7 @@ def trust(
     power: PowerModel,
     summary: Mapping[str, Any],
     client_s: float | None = None,
+    below: Collection[str] = (),
 ) -> dict[str, Any]:
     """What a reader should know before believing a number; keys as in the glossary.
 
@@ -88,9 +86,10 @@ def trust(
         power: The power model used.
         summary: What came out.
         client_s: A calibration's constant of an HTTP client.
+        below: Levels that the user's own calibration or kernels took the place of.
     """
     load = _load(scenario, platform, requests, timing, summary)
-    errors = _errors(platform, timing.level, power, load, summary)
+    errors = _errors(platform, (timing.level, *below), power, load, summary)
     notes = [
         *_rejection_notes(scenario, platform, summary),
         *_load_notes(summary, errors["sensitivity"]),
@@ -134,13 +133,17 @@ def _load(
 
 
 def _errors(
-    platform: Platform, level: str, power: PowerModel, load: Load | None, summary: Mapping[str, Any]
+    platform: Platform,
+    levels: tuple[str, ...],
+    power: PowerModel,
+    load: Load | None,
+    summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What is expected, from the nearest of what was validated; nothing of step times that a policy gives."""
     near = (
         None
-        if level == POLICY
-        else nearest(Configuration.of(platform), level, load.factor if load else None, record())
+        if levels[0] == POLICY
+        else nearest(Configuration.of(platform), levels, load.factor if load else None, record())
     )
     steps, found = near and near.step_errors(), load and sensitivity(load, summary)
     return {

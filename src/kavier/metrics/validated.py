@@ -34,6 +34,8 @@ class Configuration:
         weight_dtype: Of most of its weights.
         active_parameters: That one token uses.
         tensor_parallel_size: GPUs that share them.
+        data_parallel_size: Engines that share one set of experts.
+        expert_parallel: Whole experts on each GPU; never on one alone, where it changes nothing.
         vllm_version: The release that is mirrored.
         asynchronous: Its scheduling.
     """
@@ -44,6 +46,8 @@ class Configuration:
     weight_dtype: str
     active_parameters: int
     tensor_parallel_size: int
+    data_parallel_size: int
+    expert_parallel: bool
     vllm_version: str
     asynchronous: bool
 
@@ -52,6 +56,7 @@ class Configuration:
         """That of a platform."""
         model, engine = platform.model, platform.engine
         experts = any(layer.mlp.experts for layer in model.layers)
+        gpus = engine.tensor_parallel_size * engine.data_parallel_size
         latent = any(layer.attention.kind == "mla" for layer in model.layers)
         return cls(
             gpu=platform.gpu.name,
@@ -60,6 +65,8 @@ class Configuration:
             weight_dtype=model.weight_dtype,
             active_parameters=model.active_parameters(),
             tensor_parallel_size=engine.tensor_parallel_size,
+            data_parallel_size=engine.data_parallel_size,
+            expert_parallel=engine.enable_expert_parallel and gpus > 1,
             vllm_version=engine.vllm_version,
             asynchronous=is_async(engine),
         )
@@ -79,6 +86,7 @@ class Validated:
         errors: Metric -> {median, p90, bias}: of the absolute errors of the runs' means, and the mean error.
         source: Who measured.
         date: When it was compared.
+        measured_with: vLLM's release that was measured, where another is mirrored; empty = the same.
     """
 
     case: str
@@ -90,13 +98,16 @@ class Validated:
     errors: Mapping[str, Mapping[str, float]]
     source: str
     date: str
+    measured_with: str = ""
 
     @property
     def name(self) -> str:
         """In words."""
-        one = self.configuration
+        one, measured = self.configuration, self.measured_with
+        parallel = f"TP{one.tensor_parallel_size}{', expert parallel' if one.expert_parallel else ''}"
         return (
-            f"{one.model} on {one.gpu}, TP{one.tensor_parallel_size}, vLLM {one.vllm_version}"
+            f"{one.model} on {one.gpu}, {parallel}, vLLM {one.vllm_version}"
+            f"{f' (measured with {measured})' if measured else ''}"
             f"{', overloaded' if self.overloaded else ''}"
         )
 
@@ -148,26 +159,28 @@ def _sd(error: Mapping[str, float] | None, floor: float) -> float:
     return max(error["p90"] / P90_IN_SD, error["median"], floor) if error else 2.0 * floor
 
 
-def nearest(own: Configuration, level: str, load: float | None, record: Sequence[Validated]) -> Near | None:
+def nearest(
+    own: Configuration, levels: Sequence[str], load: float | None, record: Sequence[Validated]
+) -> Near | None:
     """The validated configuration that differs least; of several, that with the most runs.
 
     Args:
         own: The scenario's.
-        level: Of its step times.
+        levels: Of its step times, and of those that the user's own numbers took the place of.
         load: Its load factor, if it has one.
         record: All there are.
     """
-    near = [_seen(own, level, load or 0.0, one) for one in record]
+    near = [_seen(own, levels, load or 0.0, one) for one in record]
     return min(near, key=lambda one: (one.distance, -one.validated.runs), default=None)
 
 
-def _seen(own: Configuration, level: str, load: float, validated: Validated) -> Near:
+def _seen(own: Configuration, levels: Sequence[str], load: float, validated: Validated) -> Near:
     found = list(_differences(own, validated.configuration))
     if load > (most := validated.load[1]):
         found.append((DISTANCE["differs.higher_load"], f"load up to {most:.2f} instead of {load:.2f}"))
-    if level != validated.level:
-        lower = level in BETTER.get(validated.level, ())
-        words = f"step times of level {validated.level} instead of {level}"
+    if validated.level not in levels:
+        lower = any(level in BETTER.get(validated.level, ()) for level in levels)
+        words = f"step times of level {validated.level} instead of {levels[0]}"
         found.append((DISTANCE["differs.lower_level" if lower else "differs.higher_level"], words))
     return Near(validated, tuple(words for _, words in found), hypot(*(size for size, _ in found)))
 
@@ -189,6 +202,16 @@ def _differences(own: Configuration, other: Configuration) -> Iterator[tuple[flo
         yield cost["differs.weight_dtype"], f"{other.weight_dtype} weights instead of {own.weight_dtype}"
     if (tp := own.tensor_parallel_size) != (theirs := other.tensor_parallel_size):
         yield cost["differs.tensor_parallel"] * abs(log2(tp / theirs)), f"TP {theirs} instead of {tp}"
+    if (dp := own.data_parallel_size) != (theirs := other.data_parallel_size):
+        yield (
+            cost["differs.data_parallel"] * abs(log2(dp / theirs)),
+            f"data parallel {theirs} instead of {dp}",
+        )
+    if own.expert_parallel != other.expert_parallel:
+        yield (
+            cost["differs.expert_parallel"],
+            f"{'with' if other.expert_parallel else 'without'} expert parallelism",
+        )
     if own.asynchronous != other.asynchronous:
         yield cost["differs.scheduling"], f"{_loop(other)} scheduling instead of {_loop(own)}"
     if own.vllm_version != other.vllm_version:

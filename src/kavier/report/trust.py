@@ -16,6 +16,7 @@ UNPREDICTABLE = 0.5
 """Expected error from which on a metric counts as not predicted."""
 
 LIMITS = {
+    "burst": "what arrives; while it came, requests piled up",
     "arrivals": "what arrives; a replica could serve more",
     "clients": "the clients (max_concurrency); a replica could serve more",
     "seats": "the batch, which is full (max_num_seqs)",
@@ -55,10 +56,24 @@ def _lines(trust: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if trust["limited_by"]:
         yield "Load factor", f"{trust['load_factor']:.2f}, limited by {LIMITS[trust['limited_by']]}"
     if near := trust["nearest"]:
-        errors = ", ".join(f"{LABELS[name]} {error['median']:.1%}" for name, error in near["errors"].items())
+        several = near["runs"] > 1
+        errors = ", ".join(
+            f"{LABELS[name]} {error['median']:.1%}{_direction(error, several=several)}"
+            for name, error in near["errors"].items()
+        )
         runs = counted(near["runs"], "measured run")
         yield "Nearest validated", f"{near['case']}: median error of {runs} {errors}"
         yield "Differs by", "; ".join(near["differs"]) or "nothing that step times hang on"
+
+
+ONE_SIDED = 0.5
+"""Bias / median error from which on its direction is said."""
+
+
+def _direction(error: Mapping[str, float], *, several: bool) -> str:
+    if abs(error["bias"]) <= ONE_SIDED * error["median"]:
+        return ""
+    return f" ({'mostly ' if several else ''}too {'long' if error['bias'] > 0 else 'short'})"
 
 
 def _size(error: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -55,7 +56,13 @@ def _entry(configuration: Configuration, members: Played, date: str) -> Validate
         errors={metric: _spread(errors) for metric, errors in signed.items()},
         source=named.source,
         date=date,
+        measured_with=_measured_with(named.case.note),
     )
+
+
+def _measured_with(note: str | None) -> str:
+    found = re.match(r"vLLM ([\d.]+\d),.* mirrored as ", note or "")
+    return found[1] if found else ""
 
 
 def errors_of(named: NamedCase, compared: Comparison) -> Iterator[tuple[str, float]]:
@@ -88,7 +95,7 @@ def covered(played: Played, record: Sequence[Validated], *, left_out: bool) -> d
     for named, compared in played:
         own = Configuration.of(build_platform(named.scenario))
         known = [one for one in record if not (left_out and named.of in one.case.split(", "))]
-        near = nearest(own, compared.level, compared.trust["load_factor"], known)
+        near = nearest(own, (compared.level,), compared.trust["load_factor"], known)
         sensitivity = compared.trust["sensitivity"]
         if near is None or sensitivity is None:
             continue
