@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from kavier.errors import InputError
+from kavier.metrics.capacity import OVERLOAD
 from kavier.metrics.distribution import NOTHING, Summary, summarise
-from kavier.metrics.trust import OVERLOAD
 from kavier.runner import Result
 from kavier.validation.case import MetricName, StatisticName
 from kavier.validation.measured import MeasuredRun
