@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kavier.errors import InputError, reason
+from kavier.errors import InputError
 from kavier.scenario import Scenario
 
 
@@ -17,18 +17,9 @@ def read_scenario_tree(path: Path) -> dict[str, Any]:
     Raises:
         InputError: Missing or unreadable file, YAML that does not parse (line named), not a mapping.
     """
-    from kavier.yaml_text import parse_yaml  # not every run reads or writes YAML, and it takes 20 ms
+    from kavier.yaml_text import read_mapping  # not every run reads or writes YAML, and it takes 20 ms
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the scenario: {reason(error)}", where=str(path)) from None
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise InputError(
-            "the scenario is not a mapping", where=str(path), expected="keys such as model, workload, fleet"
-        )
-    return anchor_paths(tree, path.parent)
+    return anchor_paths(read_mapping(path, "scenario", "model, workload, fleet"), path.parent)
 
 
 _FILES = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kavier.errors import InputError
+from kavier.errors import InputError, reason
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -31,6 +32,27 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"not valid YAML: {problem}", where=f"{where}{line}") from None
     except (ValueError, RecursionError) as error:  # an endless number, or sections without end
         raise InputError(f"not valid YAML: {error}", where=where) from None
+
+
+def read_mapping(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """The plain data of a YAML file that is a mapping.
+
+    Args:
+        path: The file.
+        what: "scenario" or the like, for errors.
+        keys: Some that it has, for errors.
+
+    Raises:
+        InputError: Missing or unreadable file, YAML that does not parse (line named), not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the {what}: {reason(error)}", where=str(path)) from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise InputError(f"the {what} is not a mapping", where=str(path), expected=f"keys such as {keys}")
+    return tree
 
 
 class _Loader(yaml.SafeLoader):

@@ -24,12 +24,7 @@ def calibrate(
             metavar="CASE.yaml[::PATTERN]", help="Cases to fit to; with --measured a scenario, or none."
         ),
     ] = None,
-    measured: Annotated[
-        Path | None,
-        typer.Option(
-            help="Requests of a run of yours, with ttft_s and e2e_s; the flags describe its engine."
-        ),
-    ] = None,
+    measured: validation.Measured = None,
     fit: Annotated[
         str,
         typer.Option(
@@ -57,15 +52,9 @@ def calibrate(
     level: Annotated[
         str | None, typer.Option("--level", "--timing", help="What is corrected: kernels or datasheet.")
     ] = None,
-    client: Annotated[
-        str | None, typer.Option(help="Where latencies were measured: http, or in the engine.  [http]")
-    ] = None,
-    skip_first: Annotated[
-        int, typer.Option(min=0, help="Leave out so many of the first requests: warm-up.")
-    ] = 0,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds the measured data, instead of the case files'.")
-    ] = None,
+    client: validation.Client = None,
+    skip_first: validation.SkipFirst = 0,
+    data: validation.Data = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
     **flags: Any,
 ) -> None:
@@ -83,11 +72,9 @@ def calibrate(
     from kavier.validation.case import read_cases
     from kavier.validation.identify import names_from
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    if level is not None:
-        given["timing"] = level
-    named = validation.named_cases(measured, list(map(Path, cases or [])), given, data, client, skip_first)
-    tests = [one for path in test or [] for one in read_cases(Path(path), data, given.get("timing"))]
+    flags["timing"] = level
+    named = validation.named_cases(measured, list(map(Path, cases or [])), flags, data, client, skip_first)
+    tests = [one for path in test or [] for one in read_cases(Path(path), data, level)]
     if one_by_one and (tests or leave_one_out or out or gpu_power_w is not None):
         raise InputError("--one-by-one makes a table, no calibration", expected="no other of these options")
     show_log()

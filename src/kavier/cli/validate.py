@@ -16,29 +16,32 @@ if TYPE_CHECKING:
     from kavier.validation.compare import Comparison
 
 
+# Options that `kavier calibrate` has too.
+Measured = Annotated[
+    Path | None,
+    typer.Option(help="Requests of a run of yours, with ttft_s and e2e_s; the flags describe its engine."),
+]
+Client = Annotated[
+    str | None, typer.Option(help="Where latencies were measured: http, or in the engine.  [http]")
+]
+SkipFirst = Annotated[int, typer.Option(min=0, help="Leave out so many of the first requests: warm-up.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder that holds the measured data, instead of the case files'.")
+]
+
+
 def validate(
     cases: Annotated[
         list[Path] | None,
         typer.Argument(help="Case files (docs/validation.md); with --measured a scenario, or none."),
     ] = None,
-    measured: Annotated[
-        Path | None,
-        typer.Option(
-            help="Requests of a run of yours, with ttft_s and e2e_s; the flags describe its engine."
-        ),
-    ] = None,
+    measured: Measured = None,
     level: Annotated[
         str | None, typer.Option("--level", "--timing", help="Level of step times, instead of the cases'.")
     ] = None,
-    client: Annotated[
-        str | None, typer.Option(help="Where latencies were measured: http, or in the engine.  [http]")
-    ] = None,
-    skip_first: Annotated[
-        int, typer.Option(min=0, help="Leave out so many of the first requests: warm-up.")
-    ] = 0,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds the measured data, instead of the case files'.")
-    ] = None,
+    client: Client = None,
+    skip_first: SkipFirst = 0,
+    data: Data = None,
     ablate: Annotated[
         bool, typer.Option("--ablate", help="What each term is worth: errors without it, cases as a whole.")
     ] = False,
@@ -61,10 +64,7 @@ def validate(
 
     if record and (ablate or measured):
         raise InputError("--record is of case files as they are", expected="no --ablate and no --measured")
-    given = {name: value for name, value in flags.items() if value is not None}
-    if level is not None:
-        given["timing"] = level
-    named = named_cases(measured, cases or [], given, data, client, skip_first)
+    named = named_cases(measured, cases or [], {**flags, "timing": level}, data, client, skip_first)
     show_log()
     if ablate:
         print_ablation(_ablation(named), json=json)
@@ -78,7 +78,7 @@ def validate(
 def named_cases(
     measured: Path | None,
     paths: list[Path],
-    given: dict[str, Any],
+    flags: dict[str, Any],  # None: not given
     data: Path | None,
     client: str | None,
     skip_first: int,
@@ -88,6 +88,7 @@ def named_cases(
     Raises:
         InputError: Both, or neither, or whatever is wrong with them.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
     if measured is None:
         return _from_files(paths, given, data, client, skip_first)
     return [_from_flags(measured, paths, given, client, skip_first)]

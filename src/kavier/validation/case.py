@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from kavier.errors import InputError, reason
+from kavier.errors import InputError
 from kavier.scenario import CountOrZero, Positive, Scenario, Section, parse_scenario
 from kavier.scenario_errors import explain
 from kavier.scenario_file import anchor_paths, set_path
@@ -168,19 +168,11 @@ def _chosen(parts: _Parts, path: Path, pattern: str) -> _Parts:
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
-    from kavier.yaml_text import parse_yaml  # as `scenario_file` does: it takes 20 ms
+    from kavier.yaml_text import read_mapping  # as `scenario_file` does: it takes 20 ms
 
     if path.suffix.casefold() in (".csv", ".jsonl", ".parquet", ".gz"):
         raise InputError(f"a table is no case file (YAML): {path}", expected=f"--measured {path}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the case file: {reason(error)}", where=str(path)) from None
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        expected = "keys such as scenario, measured, cases"
-        raise InputError("the case file is not a mapping", where=str(path), expected=expected)
-    return tree
+    return read_mapping(path, "case file", "scenario, measured, cases")
 
 
 def _named(
